@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use berth_proto::v1::CgroupDriver;
-use berth_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Mark};
+use berth_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Mark, OomWatcher};
 use berth_runtime::client::{Placeholder, Programs};
 use oci_spec::runtime::LinuxResources;
 
@@ -22,6 +22,8 @@ pub struct Cgroups {
     hierarchies: Arc<Hierarchies>,
     /// With the driver `systemd`, systemd creates the cgroups as scopes.
     scopes: Option<Arc<Scopes>>,
+    /// Watches the cgroups of containers.
+    oom_watcher: Arc<OomWatcher>,
 }
 
 #[derive(Debug)]
@@ -41,7 +43,10 @@ impl Cgroups {
         let hierarchies =
             Hierarchies::detect().map_err(|error| CriError::internal("detect cgroup hierarchies", error))?;
         let scopes = || Arc::new(Scopes { systemd: Systemd::default(), programs: programs.clone() });
+        let oom_watcher = OomWatcher::new(&hierarchies)
+            .map_err(|error| CriError::internal("watch cgroups for OOM kills", error))?;
         Ok(Self {
+            oom_watcher: Arc::new(oom_watcher),
             hierarchies: Arc::new(hierarchies.with_mark(mark)),
             scopes: (driver == CgroupDriver::Systemd).then(scopes),
         })
@@ -51,6 +56,12 @@ impl Cgroups {
     #[must_use]
     pub fn hierarchies(&self) -> &Hierarchies {
         &self.hierarchies
+    }
+
+    /// Returns the watcher of OOM kills in the cgroups of containers.
+    #[must_use]
+    pub fn oom_watcher(&self) -> &Arc<OomWatcher> {
+        &self.oom_watcher
     }
 
     /// Whether cgroups are version 2.

@@ -149,6 +149,7 @@ pub struct Instruments {
     pulls: Family<Pull, Counter>,
     pull_durations: Durations<Pull>,
     out_of_memory: Counter,
+    oom_kills: Counter,
     lost_keepers: Counter,
     recovered: Family<Recovery, Gauge>,
     recovery_time: Gauge<f64, std::sync::atomic::AtomicU64>,
@@ -170,6 +171,7 @@ impl Default for Instruments {
             pulls: Family::default(),
             pull_durations: Family::new_with_constructor(pull_durations),
             out_of_memory: Counter::default(),
+            oom_kills: Counter::default(),
             lost_keepers: Counter::default(),
             recovered: Family::default(),
             recovery_time: Gauge::default(),
@@ -232,6 +234,11 @@ impl Instruments {
         self.out_of_memory.inc();
     }
 
+    /// The kernel has killed processes of a container for lack of memory.
+    pub fn oom_kills(&self, kills: u64) {
+        self.oom_kills.inc_by(kills);
+    }
+
     /// The keeper of a pod that was not being released has ended.
     pub fn keeper_lost(&self) {
         self.lost_keepers.inc();
@@ -270,6 +277,12 @@ impl Instruments {
         to.register("berth_image_pull_duration_seconds", "Duration of image pulls by result", pulls);
         let killed = self.out_of_memory.clone();
         to.register("berth_containers_oom", "Containers that ended by a lack of memory", killed);
+        let kills = self.oom_kills.clone();
+        to.register(
+            "berth_container_oom_kills",
+            "Processes of containers that the kernel killed for lack of memory",
+            kills,
+        );
         let lost = self.lost_keepers.clone();
         to.register("berth_keepers_lost", "Keepers that ended while their pod was in use", lost);
         let recovered = self.recovered.clone();

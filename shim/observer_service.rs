@@ -42,7 +42,12 @@ impl Observer for ObserverService {
 
     type StreamEventsStream = ResponseStream<NodeEvent>;
 
-    async fn stream_events(&self, _: Request<StreamEventsRequest>) -> Reply<Self::StreamEventsStream> {
-        Ok(Response::new(Box::pin(self.daemon.pods.events.watch())))
+    async fn stream_events(&self, request: Request<StreamEventsRequest>) -> Reply<Self::StreamEventsStream> {
+        let StreamEventsRequest { since, recent_only } = request.into_inner();
+        let events = &self.daemon.pods.events;
+        Ok(Response::new(match recent_only {
+            true => Box::pin(events.recent(since)),
+            false => Box::pin(events.watch((since > 0).then_some(since))),
+        }))
     }
 }

@@ -1,13 +1,14 @@
-//! `berth events`: shows what happens on the node, as it happens.
+//! `berth events`: shows what happens on the node, as it happens, and recent events.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use berth_proto::admin::{NodeEvent, NodeEventKind, StreamEventsRequest};
 use clap::Args;
+use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
-use super::format::{short, time};
+use super::format::{short, since, time};
 use super::node::{Endpoint, Node, Output, run as run_command};
 
 /// Arguments of `berth events`.
@@ -22,6 +23,12 @@ pub struct EventsArgs {
     /// Show only events of this pod, by name or by the start of its id
     #[arg(short, long, value_name = "POD")]
     pod: Option<String>,
+    /// Show also recent events, since a time (2026-11-27T16:00:00Z) or for a duration (90s, 10m, 2h)
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<Timestamp>,
+    /// Exit after the recent events; without --since all of them are shown
+    #[arg(long)]
+    no_follow: bool,
     /// Set the format of the output; JSON has one object per line
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
     output: Output,
@@ -36,7 +43,9 @@ pub(super) fn run(args: EventsArgs) -> ExitCode {
 async fn show(args: EventsArgs) -> Result<String, String> {
     let mut node = Node::connect(args.endpoint.clone()).await?;
     let failed = |status: tonic::Status| format!("failed to receive events: {}", status.message());
-    let mut events = node.observer.stream_events(StreamEventsRequest {}).await.map_err(failed)?.into_inner();
+    let since = args.since.map(nanoseconds).unwrap_or_default();
+    let request = StreamEventsRequest { since, recent_only: args.no_follow };
+    let mut events = node.observer.stream_events(request).await.map_err(failed)?.into_inner();
     while let Some(event) = events.message().await.map_err(failed)? {
         if !is_selected(&args, &event) {
             continue;
@@ -51,7 +60,15 @@ async fn show(args: EventsArgs) -> Result<String, String> {
             return Ok(String::new());
         }
     }
-    Err("the daemon has closed the stream".to_owned())
+    match args.no_follow {
+        true => Ok(String::new()),
+        false => Err("the daemon has closed the stream".to_owned()),
+    }
+}
+
+/// Converts a time for a request, in which 0 means no time.
+fn nanoseconds(time: Timestamp) -> i64 {
+    i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX).max(1)
 }
 
 /// Parses the name of a kind: `oom-killed` is `OOM_KILLED`.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 
 const SECOND: u64 = 1;
 const MINUTE: u64 = 60 * SECOND;
@@ -41,6 +41,16 @@ pub(super) fn duration(duration: Duration) -> String {
         HOUR..DAY => two(HOUR, "h", MINUTE, "m"),
         _ => two(DAY, "d", HOUR, "h"),
     }
+}
+
+/// Parses a time, or a duration before the current time.
+pub(super) fn since(text: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = text.parse::<Timestamp>() {
+        return Ok(time);
+    }
+    let duration: SignedDuration =
+        text.parse().map_err(|_| "is neither a time nor a duration such as 90s, 10m or 2h".to_owned())?;
+    Timestamp::now().checked_sub(duration).map_err(|error| error.to_string())
 }
 
 /// Returns the time between two times in nanoseconds since the epoch; zero if the clock was set back.

@@ -11,6 +11,7 @@ use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
 use crate::container::nri_requests::NriRequests;
+use crate::container::oom_kills;
 use crate::container::update::LimitParts;
 use crate::exec::ContainerAccess;
 use crate::exposition::{self, ScrapeSources};
@@ -92,6 +93,9 @@ fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), S
             .map_err(|error| format!("failed to install signal handlers: {error}"))?;
         let daemon = crate::daemon::open(config.clone()).await.map_err(|error| error.to_string())?;
         crate::recover::run(&daemon).await.map_err(|error| error.to_string())?;
+        oom_kills::follow(daemon.pods.clone(), daemon.cgroups.clone())
+            .await
+            .map_err(|error| error.to_string())?;
         let folder = config.import_dir.clone().unwrap_or_else(|| config.root.join("import"));
         let store = daemon.images.clone();
         tokio::spawn(async move { store.import_from(folder).await });

@@ -18,6 +18,7 @@ use super::adjusted;
 use super::assemble::{self, Assembled, Draft};
 use super::hooks;
 use super::log;
+use super::oom_kills;
 use super::out_of_memory;
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
@@ -106,6 +107,7 @@ impl Creation {
             Ok(container) => {
                 self.daemon.pods.store.insert_container(container.clone());
                 self.nri = None;
+                oom_kills::watch(self.daemon.cgroups.clone(), container.clone());
                 self.daemon.pods.events.container(&container);
                 self.daemon.pods.nri.watch(&container);
                 self.progress.step("NRI plugins");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use berth_runtime::wire::{ExitRecord, InitFailure};
 
-use super::hooks;
+use super::{hooks, oom_kills};
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
@@ -25,6 +25,9 @@ const LONGEST_DELAY: Duration = Duration::from_secs(10);
 /// Handles the exit of a container. With a separate PID namespace no process is left; in a shared namespace or the
 /// host's, other processes of the container continue to run and are killed.
 pub async fn handle(pods: &Pods, cgroups: &Cgroups, container: &Arc<Container>, record: &ExitRecord) {
+    if record.oom_killed {
+        oom_kills::report(pods, cgroups, container).await;
+    }
     record_exit(pods, container, record).await;
     kill_rest(cgroups, container).await;
 }
@@ -39,6 +42,8 @@ pub(crate) async fn record_exit(pods: &Pods, container: &Arc<Container>, record:
     let is_news = !matches!(container.state(), ContainerState::Exited(_));
     if is_news && exit.reason == ExitReason::OomKilled {
         pods.instruments.container_out_of_memory();
+        // Without its cgroup the number is not known; the exit shows that there was at least one.
+        oom_kills::report_up_to(pods, container, 1);
     }
     container.transition(|state| state.exited(exit));
     pods.events.container(container);

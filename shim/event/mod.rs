@@ -1,5 +1,6 @@
 //! GetContainerEvents: sends the life cycle events of containers and pods to every subscriber. `berth events` watches
-//! the events of the node ([`node`]): these, and image pulls, failures and OOM kills.
+//! the events of the node ([`node`]): these, and image pulls, failures and OOM kills. The last of them are kept for clients
+//! that connect later ([`recent`]).
 //!
 //! * Each event of an object is sent once and in order, even when reports of its changes arrive out of order.
 //!   The object stores the last level that was reported ([`crate::store::EventCursor`]).
@@ -13,6 +14,7 @@
 //! Events of a pod sandbox carry the id of the sandbox as the container id, as in containerd.
 
 mod node;
+mod recent;
 mod subscribers;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,11 +22,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use berth_cni::Network;
 use berth_proto::admin::NodeEvent;
 use berth_proto::v1::{ContainerEventResponse, ContainerEventType};
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt, stream};
 use tonic::Status;
 
 use crate::store::{Container, Level, Pod, Store};
 use crate::views::{container_status, pod_status};
+use recent::Recent;
 use subscribers::Subscribers;
 
 /// The subscribers, and the events that were reported before anyone could subscribe. The lock is held while
@@ -40,6 +43,7 @@ struct Inner {
     network: Network,
     subscribers: Subscribers<ContainerEventResponse>,
     watchers: Subscribers<NodeEvent>,
+    recent: Recent,
     /// The time of the last event. Times strictly increase, even when the clock is set back.
     last: i64,
     /// Recovery is complete: later stop events are not stored in `missed`.
@@ -67,6 +71,7 @@ impl Events {
             network,
             subscribers,
             watchers: Subscribers::default(),
+            recent: Recent::default(),
             last: 0,
             recovered: false,
             missed: Vec::new(),
@@ -96,19 +101,39 @@ impl Events {
     pub fn pod(&self, pod: &Pod, level: Level) {
         let mut inner = self.lock();
         for kind in pod.event_cursor.advance_to(level) {
-            inner.notify(|| vec![node::of_pod(pod, kind)]);
+            inner.notify(node::of_pod(pod, kind));
             inner.publish(Some(pod), pod.id.as_str(), kind);
         }
     }
 
-    /// Sends an event of the node to its watchers, if there are any. The event gets the current time.
-    pub fn report(&self, event: impl FnOnce() -> NodeEvent) {
-        self.lock().notify(|| vec![event()]);
+    /// Publishes that the kernel has killed processes of a container for lack of memory.
+    pub fn oom_kills(&self, container: &Container, kills: u64) {
+        let mut inner = self.lock();
+        let pod = inner.store.pod(container.pod.as_str()).ok();
+        inner.notify(node::of_oom_kills(pod.as_deref(), container, kills));
     }
 
-    /// Watches all future events of the node. Nothing is kept for later watchers.
-    pub fn watch(&self) -> impl Stream<Item = Result<NodeEvent, Status>> + Send + use<> {
-        self.lock().watchers.add(&[])
+    /// Publishes that the network of a pod has failed.
+    pub fn network_failed(&self, pod: &Pod, error: &str) {
+        self.lock().notify(node::of_network(pod, error));
+    }
+
+    /// Publishes an event of the node. The event gets the current time.
+    pub fn report(&self, event: NodeEvent) {
+        self.lock().notify(event);
+    }
+
+    /// Returns the recent events of the node from a time on, and then all future ones. Without a time only future ones.
+    pub fn watch(&self, since: Option<i64>) -> impl Stream<Item = Result<NodeEvent, Status>> + Send + use<> {
+        let mut inner = self.lock();
+        let first = since.map(|since| inner.recent.since(since)).unwrap_or_default();
+        inner.watchers.add(&first)
+    }
+
+    /// Returns the recent events of the node from a time on.
+    pub fn recent(&self, since: i64) -> impl Stream<Item = Result<NodeEvent, Status>> + Send + use<> {
+        let events = self.lock().recent.since(since);
+        stream::iter(events).map(|event| Ok(Arc::unwrap_or_clone(event)))
     }
 
     /// Marks recovery as complete: from here on, stop events go only to the current subscribers.
@@ -147,7 +172,7 @@ impl Inner {
             let (pod, id) = (container.pod.as_str().to_owned(), container.id.as_str().to_owned());
             self.missed.push(Missed { pod, id, kind });
         }
-        self.notify(|| node::of_container(pod.as_deref(), container, kind));
+        self.notify(node::of_container(pod.as_deref(), container, kind));
         self.publish(pod.as_deref(), container.id.as_str(), kind);
     }
 
@@ -163,14 +188,11 @@ impl Inner {
         self.subscribers.publish(&event);
     }
 
-    fn notify(&mut self, events: impl FnOnce() -> Vec<NodeEvent>) {
-        if self.watchers.is_empty() {
-            return;
-        }
-        for event in events() {
-            self.last = crate::clock::now().max(self.last + 1);
-            self.watchers.publish(&Arc::new(NodeEvent { at: self.last, ..event }));
-        }
+    fn notify(&mut self, event: NodeEvent) {
+        self.last = crate::clock::now().max(self.last + 1);
+        let event = Arc::new(NodeEvent { at: self.last, ..event });
+        self.watchers.publish(&event);
+        self.recent.push(event);
     }
 
     fn event(&mut self, pod: Option<&Pod>, id: &str, kind: ContainerEventType) -> ContainerEventResponse {

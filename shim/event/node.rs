@@ -3,7 +3,7 @@
 use berth_proto::admin::{NodeEvent, NodeEventKind as Kind};
 use berth_proto::v1::ContainerEventType;
 
-use crate::store::{Container, ContainerState, ExitReason, Pod};
+use crate::store::{Container, ContainerState, Pod};
 
 /// Returns the event of a pod.
 pub(super) fn of_pod(pod: &Pod, kind: ContainerEventType) -> NodeEvent {
@@ -16,39 +16,48 @@ pub(super) fn of_pod(pod: &Pod, kind: ContainerEventType) -> NodeEvent {
     NodeEvent { kind: kind.into(), ..named(Some(pod)) }
 }
 
-/// Returns the events of a container: an exit by an OOM kill is two events.
-pub(super) fn of_container(
-    pod: Option<&Pod>,
-    container: &Container,
-    kind: ContainerEventType,
-) -> Vec<NodeEvent> {
-    let base = container.with(|record| NodeEvent {
-        container_id: record.id.as_str().to_owned(),
-        container: record.config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default(),
-        pod_id: record.pod.as_str().to_owned(),
-        ..named(pod)
-    });
-    let of = |kind: Kind| NodeEvent { kind: kind.into(), ..base.clone() };
+/// Returns the event of a failure of a pod's network.
+pub(super) fn of_network(pod: &Pod, error: &str) -> NodeEvent {
+    NodeEvent { kind: Kind::NetworkFailed.into(), message: error.to_owned(), ..named(Some(pod)) }
+}
+
+/// Returns the event of a container.
+pub(super) fn of_container(pod: Option<&Pod>, container: &Container, kind: ContainerEventType) -> NodeEvent {
+    let of = |kind: Kind| NodeEvent { kind: kind.into(), ..named_container(pod, container) };
     match kind {
-        ContainerEventType::ContainerCreatedEvent => vec![of(Kind::ContainerCreated)],
-        ContainerEventType::ContainerStartedEvent => vec![of(Kind::ContainerStarted)],
-        ContainerEventType::ContainerDeletedEvent => vec![of(Kind::ContainerDeleted)],
-        ContainerEventType::ContainerStoppedEvent => {
-            let ContainerState::Exited(exit) = container.state() else {
-                return vec![of(Kind::ContainerExited)];
-            };
-            let exited = NodeEvent {
+        ContainerEventType::ContainerCreatedEvent => of(Kind::ContainerCreated),
+        ContainerEventType::ContainerStartedEvent => of(Kind::ContainerStarted),
+        ContainerEventType::ContainerDeletedEvent => of(Kind::ContainerDeleted),
+        ContainerEventType::ContainerStoppedEvent => match container.state() {
+            ContainerState::Exited(exit) => NodeEvent {
                 reason: exit.reason.as_str().to_owned(),
                 message: exit.message,
                 exit_code: exit.code,
                 ..of(Kind::ContainerExited)
-            };
-            match exit.reason {
-                ExitReason::OomKilled => vec![of(Kind::OomKilled), exited],
-                _ => vec![exited],
-            }
-        }
+            },
+            _ => of(Kind::ContainerExited),
+        },
     }
+}
+
+/// Returns the event of OOM kills in a container.
+pub(super) fn of_oom_kills(pod: Option<&Pod>, container: &Container, kills: u64) -> NodeEvent {
+    let processes = if kills == 1 { "process was" } else { "processes were" };
+    NodeEvent {
+        kind: Kind::OomKilled.into(),
+        message: format!("{kills} {processes} killed for lack of memory"),
+        ..named_container(pod, container)
+    }
+}
+
+/// An event with the names of a container and its pod.
+fn named_container(pod: Option<&Pod>, container: &Container) -> NodeEvent {
+    container.with(|record| NodeEvent {
+        container_id: record.id.as_str().to_owned(),
+        container: record.config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default(),
+        pod_id: record.pod.as_str().to_owned(),
+        ..named(pod)
+    })
 }
 
 /// An event with the names of a pod.

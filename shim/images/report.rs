@@ -22,12 +22,12 @@ pub async fn pull(
     pulling: impl Future<Output = Result<String, CriError>>,
 ) -> Result<String, CriError> {
     let mut report = Report { events, image, ended: false };
-    report.send(NodeEventKind::PullStarted, String::new);
+    report.send(NodeEventKind::PullStarted, "");
     let pulled = pulling.await;
     report.ended = true;
     match &pulled {
-        Ok(id) => report.send(NodeEventKind::PullFinished, || id.clone()),
-        Err(error) => report.send(NodeEventKind::PullFailed, || error.to_string()),
+        Ok(id) => report.send(NodeEventKind::PullFinished, id),
+        Err(error) => report.send(NodeEventKind::PullFailed, &error.to_string()),
     }
     pulled
 }
@@ -39,11 +39,11 @@ struct Report<'a> {
 }
 
 impl Report<'_> {
-    fn send(&self, kind: NodeEventKind, message: impl FnOnce() -> String) {
-        self.events.report(|| NodeEvent {
+    fn send(&self, kind: NodeEventKind, message: &str) {
+        self.events.report(NodeEvent {
             kind: kind.into(),
             image: printable(self.image, MAX_MESSAGE),
-            message: printable(&message(), MAX_MESSAGE),
+            message: printable(message, MAX_MESSAGE),
             ..NodeEvent::default()
         });
     }
@@ -52,7 +52,7 @@ impl Report<'_> {
 impl Drop for Report<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            self.send(NodeEventKind::PullFailed, || "the client has cancelled the pull".to_owned());
+            self.send(NodeEventKind::PullFailed, "the client has cancelled the pull");
         }
     }
 }

@@ -103,7 +103,7 @@ impl Creation {
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
-                self.daemon.pods.events.report(|| self.failure(NodeEventKind::PodFailed, &error));
+                self.daemon.pods.events.report(self.failure(NodeEventKind::PodFailed, &error));
                 self.progress.step("undo");
                 // A plugin that connects from now on does not get the pod.
                 self.nri = None;
@@ -143,7 +143,7 @@ impl Creation {
         self.progress.step("network");
         let attached = self.attach_network(&pod, pause_pid).await;
         attached.inspect_err(|error| {
-            self.daemon.pods.events.report(|| self.failure(NodeEventKind::NetworkFailed, error));
+            self.daemon.pods.events.report(self.failure(NodeEventKind::NetworkFailed, error));
         })?;
         self.progress.step("record");
         let ready = pod.clone();

@@ -110,7 +110,9 @@ impl PodStopper {
         if !pod.host_network()
             && let Err(error) = leftovers::remove(self.attachment_of(pod)).await
         {
-            errors.push(format!("failed to detach the network: {error}"));
+            let error = format!("failed to detach the network: {error}");
+            self.pods.events.network_failed(pod, &error);
+            errors.push(error);
         }
         if let Some(link) = pod.link() {
             self.pods.write_exits().await;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use berth_proto::v1::{ContainerConfig, ImageSpec, LinuxContainerResources};
@@ -274,6 +275,8 @@ pub struct Container {
     pub event_cursor: EventCursor,
     /// The OCI spec that the container was created from.
     pub spec: SpecStore,
+    /// The number of OOM kills that were reported.
+    pub oom_kills: AtomicU64,
     /// Execs that ended and left processes running, so that their cgroups still exist.
     leftover_execs: Mutex<VecDeque<String>>,
 }
@@ -293,6 +296,7 @@ impl Container {
             changed: watch::Sender::new(()),
             turn: Arc::default(),
             rate: Rate::default(),
+            oom_kills: AtomicU64::new(0),
             leftover_execs: Mutex::default(),
         }
     }

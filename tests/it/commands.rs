@@ -13,7 +13,7 @@ use crate::support::{Berth, PATIENCE, container, is_v2, shell, sleeper};
 use berth_proto::v1::*;
 use serde_json::Value;
 
-fn command(berth: &Berth, name: &str, arguments: &[&str]) -> Command {
+pub(crate) fn command(berth: &Berth, name: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_berth"));
     command.arg(name).arg("--config").arg(berth.path("config.toml")).args(arguments).stdin(Stdio::null());
     command
@@ -24,13 +24,13 @@ fn run(berth: &Berth, name: &str, arguments: &[&str]) -> Output {
 }
 
 /// Returns the output of a command that must succeed.
-fn output(berth: &Berth, name: &str, arguments: &[&str]) -> String {
+pub(crate) fn output(berth: &Berth, name: &str, arguments: &[&str]) -> String {
     let output = run(berth, name, arguments);
     assert!(output.status.success(), "{name} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn json(berth: &Berth, name: &str, arguments: &[&str]) -> Value {
+pub(crate) fn json(berth: &Berth, name: &str, arguments: &[&str]) -> Value {
     let arguments = [arguments, &["--output", "json"]].concat();
     serde_json::from_str(&output(berth, name, &arguments)).unwrap()
 }
@@ -41,7 +41,7 @@ fn error(berth: &Berth, name: &str, arguments: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let until = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < until, "{what}");
@@ -50,13 +50,13 @@ async fn until(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 /// A command that runs until it is dropped, and its lines.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Running {
-    fn start(mut command: Command) -> Self {
+    pub(crate) fn start(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = channel();
@@ -66,12 +66,12 @@ impl Running {
         Self { child, lines }
     }
 
-    fn next(&self) -> String {
+    pub(crate) fn next(&self) -> String {
         self.lines.recv_timeout(PATIENCE).unwrap()
     }
 
     /// Returns the lines up to the first that fits.
-    fn up_to(&self, fits: impl Fn(&str) -> bool) -> Vec<String> {
+    pub(crate) fn up_to(&self, fits: impl Fn(&str) -> bool) -> Vec<String> {
         let mut lines = Vec::new();
         loop {
             lines.push(self.next());
@@ -482,10 +482,15 @@ async fn a_bundle_has_no_secrets() {
         "config.json",
         "status.json",
         "operations.txt",
+        "events.txt",
         "host.txt",
         "journal.txt",
     ] {
         assert!(!of(name.to_owned()).is_empty(), "{name}");
+    }
+    let events = of("events.txt".to_owned());
+    for kind in ["pod-started", "container-started", "pull-failed"] {
+        assert!(events.contains(kind), "{kind}: {events}");
     }
     assert!(of(format!("containers/{id}.json")).contains("DB_PASSWORD"), "names of variables stay");
     assert!(of(format!("pods/{pod}.json")).contains("example.com/config"));

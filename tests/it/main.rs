@@ -38,6 +38,7 @@ mod mounts;
 mod network;
 mod network_paths;
 mod network_upkeep;
+mod node_events;
 mod nri;
 mod plugins;
 mod pod_files;

@@ -5,6 +5,7 @@
 //! * [`path`]: the path of a cgroup, which is the same in every hierarchy
 //! * [`limits`]: resources of the OCI spec as files of both versions; [`change`]: writes several files or none
 //! * [`oom`]: the scores by which the kernel selects processes to kill
+//! * [`oom_watch`]: notifications of OOM kills
 //! * [`devices`]: the permitted devices: files on v1, a BPF program on v2
 //! * [`stats`]: resource usage; [`counters`]: all counters and limits; [`files`]: reads their files
 //! * [`hugetlb`], [`mod@io`], [`psi`]: the counters of one controller, v1 and v2 side by side
@@ -27,6 +28,7 @@ mod kill;
 mod limits;
 mod mark;
 mod oom;
+mod oom_watch;
 mod path;
 mod psi;
 mod stats;
@@ -51,6 +53,7 @@ pub use io::DeviceCounters;
 pub use limits::weight_of;
 pub use mark::Mark;
 pub use oom::OomScores;
+pub use oom_watch::OomWatcher;
 pub use path::{CgroupPath, CgroupPathError};
 pub use psi::{Pressure, StallTimes};
 pub use stats::{Memory, Stats};
@@ -266,6 +269,19 @@ impl Cgroup {
         kill::processes(&self.process_folder)
     }
 
+    /// Returns the processes of each exec in this cgroup, by the exec's name: those below it, and those that were started
+    /// while it was frozen.
+    ///
+    /// # Errors
+    /// A cgroup cannot be read.
+    pub fn exec_processes(&self) -> Result<Vec<(String, Vec<i32>)>> {
+        let entries = fs::read_dir(&self.process_folder).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let below = names.map(|name| (self.existing_child(&name), name));
+        let execs = below.chain(self.siblings()).filter(|(_, name)| name.starts_with(Self::EXEC));
+        execs.map(|(exec, name)| Ok((name, exec.processes()?))).collect()
+    }
+
     /// Kills everything in the cgroup, and removes it with all cgroups below and its siblings for execs. Succeeds
     /// if it does not exist.
     ///
@@ -333,17 +349,18 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Returns the number of OOM kills in the cgroup.
+    /// Returns the number of OOM kills in the cgroup; 0 if it does not exist.
     #[must_use]
     pub fn oom_kills(&self) -> u64 {
-        let file = match (self.v2, self.folder_of("memory")) {
-            (true, _) => self.process_folder.join("memory.events"),
-            (false, Some(memory)) => memory.join("memory.oom_control"),
-            (false, None) => return 0,
-        };
-        let text = fs::read_to_string(file).unwrap_or_default();
+        self.counted_oom_kills().unwrap_or(0)
+    }
+
+    /// Returns the number of OOM kills in the cgroup, if it exists and has a memory controller.
+    #[must_use]
+    pub fn counted_oom_kills(&self) -> Option<u64> {
+        let text = fs::read_to_string(self.oom_file()?).ok()?;
         let value = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+        value.and_then(|value| value.trim().parse().ok())
     }
 }
 

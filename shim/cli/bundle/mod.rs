@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::diag::gather::{Options, page};
 use super::diag::render;
+use super::events;
 use super::format::size;
 use super::node::select::{Objects, Selected};
 use super::node::{Endpoint, Node, answer, run as run_command};
@@ -106,6 +107,11 @@ async fn of_daemon(parts: &mut Parts, node: &mut Node) {
     let running = node.operations().await;
     let operations = running.as_ref().map(|running| format!("{running:#?}\n")).map_err(Clone::clone);
     parts.text("operations.txt", operations);
+    let events = node.recent_events().await.map(|events| {
+        let lines = events.iter().map(|event| events::text(event) + "\n");
+        lines.collect()
+    });
+    parts.text("events.txt", events);
     let (pods, containers) = (node.pods().await, node.containers().await);
     images(parts, node).await;
     let (running, pods, containers) = match (running, pods, containers) {

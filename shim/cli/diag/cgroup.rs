@@ -9,7 +9,10 @@ use std::time::Duration;
 /// A cgroup as it is now.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
+    /// The processes, without those of execs.
     pub(super) pids: Vec<i32>,
+    /// The processes of each exec, by its name.
+    pub(super) execs: Vec<(String, Vec<i32>)>,
     pub(super) is_frozen: bool,
     pub(super) counters: Counters,
 }
@@ -20,11 +23,10 @@ pub(super) fn read(path: &str) -> Result<Seen, String> {
         Hierarchies::detect().map_err(|error| format!("failed to detect cgroup hierarchies: {error}"))?;
     let parsed = CgroupPath::from_recorded(path).map_err(|error| error.to_string())?;
     let cgroup = Cgroup::open(&hierarchies, &parsed);
-    Ok(Seen {
-        pids: cgroup.processes().map_err(|error| error.to_string())?,
-        is_frozen: cgroup.is_frozen(),
-        counters: cgroup.counters(),
-    })
+    let execs = cgroup.exec_processes().map_err(|error| error.to_string())?;
+    let mut pids = cgroup.processes().map_err(|error| error.to_string())?;
+    pids.retain(|pid| !execs.iter().any(|(_, of_exec)| of_exec.contains(pid)));
+    Ok(Seen { pids, execs, is_frozen: cgroup.is_frozen(), counters: cgroup.counters() })
 }
 
 /// Returns usage and limits for people.

@@ -292,8 +292,13 @@ type Members = (Seen, Vec<Process>);
 fn of_cgroup(name: &str, path: &str) -> Result<Members, String> {
     let seen = cgroup::read(path)?;
     let shown = seen.pids.iter().take(MAX_PROCESSES);
-    let processes = shown.filter_map(|pid| processes::read(*pid, name)).collect();
-    Ok((seen, processes))
+    let mut found: Vec<Process> = shown.filter_map(|pid| processes::read(*pid, name)).collect();
+    let of_execs = seen.execs.iter().flat_map(|(exec, pids)| pids.iter().map(move |pid| (exec, *pid)));
+    found.extend(of_execs.take(MAX_PROCESSES).filter_map(|(exec, pid)| {
+        let process = processes::read(pid, name)?;
+        Some(Process { exec: exec.clone(), ..process })
+    }));
+    Ok((seen, found))
 }
 
 /// Adds the arguments of processes that answer in time.

@@ -81,6 +81,9 @@ pub(in crate::cli) struct Process {
     pub(in crate::cli) pid: i32,
     /// `keeper`, `pause`, `plugin NAME` or the name of the container.
     pub(in crate::cli) of: String,
+    /// The name of its exec; empty if an exec has not started it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub(in crate::cli) exec: String,
     pub(in crate::cli) command: String,
     /// A letter of proc_pid_stat(5).
     pub(in crate::cli) state: String,

@@ -88,7 +88,7 @@ fn processes_lines(processes: &[Process]) -> Vec<String> {
     rows.extend(processes.iter().map(|process| {
         [
             process.pid.to_string(),
-            process.of.clone(),
+            if process.exec.is_empty() { process.of.clone() } else { format!("{} (exec)", process.of) },
             process.state.clone(),
             process.waits_in.clone(),
             process.threads.to_string(),

@@ -15,8 +15,9 @@ use std::process::ExitCode;
 
 use berth_proto::v1::{Container, ContainerState};
 use clap::Args;
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 
+use super::format::since;
 use super::node::select::{Objects, Selected, container_name, pod_name};
 use super::node::{Endpoint, Node, run as run_command};
 use follow::Follower;
@@ -52,16 +53,6 @@ pub struct LogsArgs {
 
 pub(super) fn run(args: LogsArgs) -> ExitCode {
     run_command(show(args))
-}
-
-/// Parses a time, or a duration before the current time.
-fn since(text: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = text.parse::<Timestamp>() {
-        return Ok(time);
-    }
-    let duration: SignedDuration =
-        text.parse().map_err(|_| "is neither a time nor a duration such as 90s, 10m or 2h".to_owned())?;
-    Timestamp::now().checked_sub(duration).map_err(|error| error.to_string())
 }
 
 async fn show(args: LogsArgs) -> Result<String, String> {

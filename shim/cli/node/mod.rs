@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use berth_proto::admin::observer_client::ObserverClient;
 use berth_proto::admin::{
-    DescribePodRequest, DescribePodResponse, ListOperationsRequest, ListOperationsResponse,
+    DescribePodRequest, DescribePodResponse, ListOperationsRequest, ListOperationsResponse, NodeEvent,
+    StreamEventsRequest,
 };
 use berth_proto::v1::image_service_client::ImageServiceClient;
 use berth_proto::v1::runtime_service_client::RuntimeServiceClient;
@@ -121,6 +122,20 @@ impl Node {
 
     pub(super) async fn operations(&mut self) -> Result<ListOperationsResponse, String> {
         answer("list operations", self.observer.list_operations(ListOperationsRequest {})).await
+    }
+
+    /// Returns the events that the daemon has kept.
+    pub(super) async fn recent_events(&mut self) -> Result<Vec<NodeEvent>, String> {
+        let request = StreamEventsRequest { since: 0, recent_only: true };
+        let mut stream = answer("list recent events", self.observer.stream_events(request)).await?;
+        let all = async {
+            let mut events = Vec::new();
+            while let Some(event) = stream.message().await? {
+                events.push(event);
+            }
+            Ok(Response::new(events))
+        };
+        answer("list recent events", all).await
     }
 
     pub(super) async fn describe_pod(&mut self, id: &str) -> Result<DescribePodResponse, String> {
