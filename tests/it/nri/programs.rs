@@ -54,6 +54,22 @@ impl Folder {
         berth
     }
 
+    /// Ends the plugins, which would be left beside the daemon.
+    async fn end_plugins(&self) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let left = processes_of(&self.path("plugins"));
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < until, "{left:?} still run");
+            for pid in left.into_iter().filter_map(rustix::process::Pid::from_raw) {
+                drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Returns the events in a log, with their texts.
     fn log(&self, name: &str) -> Vec<(String, Value)> {
         let text = fs::read_to_string(self.path(name)).unwrap_or_default();
@@ -110,24 +126,24 @@ async fn the_daemon_starts_plugins_in_order_and_ends_them() {
         limits.iter().any(|limit| limit["type"] == "RLIMIT_NOFILE" && limit["soft"] == 88),
         "{container}"
     );
-    assert_eq!(berth.clean().await, Vec::<String>::new());
-    let plugins = folder.path("plugins").join("10-logger");
-    assert!(runs(&plugins));
+    let plugins = folder.path("plugins");
+    assert_eq!(processes_of(&plugins).len(), 3);
     drop(berth);
     let until = Instant::now() + PATIENCE;
-    while runs(&plugins) {
+    while !processes_of(&plugins).is_empty() {
         assert!(Instant::now() < until, "the plugin still runs");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(folder.log("logger.log").last().unwrap().0, "Shutdown");
 }
 
-/// Whether a process executes a program.
-fn runs(program: &Path) -> bool {
+/// Returns the processes that execute a program of a folder.
+fn processes_of(folder: &Path) -> Vec<i32> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
-    processes
-        .into_iter()
-        .any(|entry| fs::read_link(entry.path().join("exe")).is_ok_and(|executable| executable == program))
+    let executes = |entry: &fs::DirEntry| {
+        fs::read_link(entry.path().join("exe")).is_ok_and(|executable| executable.starts_with(folder))
+    };
+    processes.filter(executes).filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -167,6 +183,7 @@ async fn devices_mounts_and_hooks_of_plugins_reach_the_container() {
         .run_to_end(&pod, shell("c", "ls -l /dev/nri-null | cut -c1; ls /injected | wc -l; echo $CDI"))
         .await;
     assert_eq!(output, "c\n2\none\n");
+    folder.end_plugins().await;
     assert_eq!(berth.clean().await, Vec::<String>::new());
     let mut kinds: Vec<String> = fs::read_to_string(&done).unwrap().lines().map(str::to_owned).collect();
     kinds.sort();
@@ -235,5 +252,6 @@ async fn the_example_of_the_documentation_works() {
         Command::new(env!("CARGO_BIN_EXE_berth")).args(["config", "check", "--config"]).arg(&file).output();
     let check = check.unwrap();
     assert!(check.status.success(), "{check:?}");
+    folder.end_plugins().await;
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
