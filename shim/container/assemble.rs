@@ -12,11 +12,13 @@ use berth_proto::v1::{ContainerConfig, LinuxContainerResources, NamespaceMode};
 use berth_runtime::cgroup::CgroupPath;
 use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
 use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
+use berth_runtime::seccomp::Cache;
 use berth_runtime::{rootfs, users};
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::{LinuxNetDevice, LinuxResources, Spec};
 
 use super::log::LogFile;
 use crate::cdi;
+use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::devices;
@@ -63,6 +65,7 @@ pub struct Draft {
     rootfs: OwnedFd,
     userns: Option<OwnedFd>,
     mount_label: Option<String>,
+    pause_pid: i32,
 }
 
 impl Draft {
@@ -70,6 +73,17 @@ impl Draft {
     #[must_use]
     pub fn spec(&self) -> &Spec {
         &self.spec
+    }
+
+    /// Returns the network devices of the host that the container requests, with their names in the pod, sorted.
+    #[must_use]
+    pub fn net_devices(&self) -> Vec<(String, String)> {
+        let devices = self.spec.linux().iter().flat_map(|linux| linux.net_devices().iter().flatten());
+        let name =
+            |device: &LinuxNetDevice, host: &String| device.name().clone().unwrap_or_else(|| host.clone());
+        let mut devices: Vec<_> = devices.map(|(host, device)| (host.clone(), name(device, host))).collect();
+        devices.sort();
+        devices
     }
 
     /// Returns the limits of the spec.
@@ -133,7 +147,7 @@ pub fn draft(
     let mut device_sources = devices::sources(&config)?;
     device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
     inject_hooks(&daemon.config.hooks_dirs, pod, &config, &mut spec)?;
-    Ok(Draft { spec, device_sources, config, rootfs, userns, mount_label })
+    Ok(Draft { spec, device_sources, config, rootfs, userns, mount_label, pause_pid })
 }
 
 /// Compiles the plan of a draft and creates the cgroup, which the caller removes on failure.
@@ -141,20 +155,21 @@ pub fn draft(
 /// # Errors
 /// The spec contains something impossible, or the host refuses.
 pub fn assemble(
-    daemon: &Daemon,
+    filters: &Cache,
+    cgroups: &Cgroups,
+    store: &Store,
     pod: &Pod,
     container: &Container,
     layer: &WritableLayer,
     draft: Draft,
-    pause_pid: i32,
 ) -> Result<Assembled, CriError> {
     let resources = draft.limits();
-    let Draft { spec, device_sources, config, rootfs, userns, mount_label } = draft;
+    let Draft { spec, device_sources, config, rootfs, userns, mount_label, pause_pid } = draft;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    let filter = profile.map(|profile| daemon.filters.filter(profile)).transpose()?;
+    let filter = profile.map(|profile| filters.filter(profile)).transpose()?;
     let CachedSpec { spec, filter } = container.spec.keep(spec, filter)?;
     let cgroup = container.with(|record| record.cgroup.clone());
-    let cgroup = daemon.cgroups.create(&CgroupPath::from_recorded(&cgroup)?, &resources)?;
+    let cgroup = cgroups.create(&CgroupPath::from_recorded(&cgroup)?, &resources)?;
 
     let mut descriptors = FdList::default();
     let rootfs = descriptors.push(rootfs);
@@ -165,9 +180,9 @@ pub fn assemble(
     let context = Context {
         id: container.id.as_str(),
         bundle: container.folder(),
-        pid_target: pid_target(&daemon.pods.store, pod, &config)?,
+        pid_target: pid_target(store, pod, &config)?,
         pod: PodNamespaces { pause_pid },
-        hierarchies: daemon.cgroups.hierarchies(),
+        hierarchies: cgroups.hierarchies(),
         stdio: StdioPlan {
             stdin: config.stdin,
             stdin_once: config.stdin_once,

@@ -2,6 +2,7 @@
 //! the keeper run the first process up to its exec. Each step pushes its undo.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use super::oom_kills;
 use super::out_of_memory;
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
-use crate::daemon::Shared;
+use crate::daemon::{Daemon, Shared};
 use crate::descriptors;
 use crate::error::CriError;
 use crate::ids::ContainerId;
@@ -146,7 +147,9 @@ impl Creation {
         self.progress.step("scope");
         let placeholder = self.start_scope(&container, &draft).await?;
         self.progress.step("cgroup and plan");
-        let mut assembled = self.assemble(&container, layer, draft, pause_pid).await?;
+        let devices = draft.net_devices();
+        let mut assembled = self.assemble(&container, layer, draft).await?;
+        self.move_devices(devices).await?;
         self.progress.step("log file");
         if let Some(log) = log::make(&self.pod, &self.config).await? {
             assembled.add_log(log);
@@ -317,15 +320,34 @@ impl Creation {
         .await
     }
 
+    /// Moves network devices of the host to the pod's namespace, which NRI plugins can request.
+    async fn move_devices(&mut self, devices: Vec<(String, String)>) -> Result<(), CriError> {
+        for (device, name) in devices {
+            let netns = self.pod.netns().ok_or_else(|| {
+                CriError::failed(format!("move network device {device}"), "the pod is in the host's network")
+            })?;
+            let network = self.daemon.network.network.clone();
+            network.move_device(&device, netns.as_fd(), &name).await?;
+            self.undo.push("return a network device", async move {
+                let returned = network.return_device(&device, netns.as_fd(), &name).await;
+                returned.map_err(|error| error.to_string())
+            });
+        }
+        Ok(())
+    }
+
     async fn assemble(
         &mut self,
         container: &Arc<Container>,
         layer: Arc<WritableLayer>,
         draft: Draft,
-        pause_pid: i32,
     ) -> Result<Assembled, CriError> {
         let (daemon, pod, container) = (self.daemon.clone(), self.pod.clone(), container.clone());
-        blocking(move || assemble::assemble(&daemon, &pod, &container, &layer, draft, pause_pid)).await
+        blocking(move || {
+            let Daemon { filters, cgroups, pods, .. } = &*daemon;
+            assemble::assemble(filters, cgroups, &pods.store, &pod, &container, &layer, draft)
+        })
+        .await
     }
 
     async fn create_process(

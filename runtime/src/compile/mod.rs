@@ -249,9 +249,6 @@ fn refuse_unsupported(linux: &Linux) -> Result<()> {
     if linux.intel_rdt().is_some() {
         return unsupported("linux.intelRdt");
     }
-    if linux.net_devices().as_ref().is_some_and(|devices| !devices.is_empty()) {
-        return unsupported("linux.netDevices");
-    }
     Ok(())
 }
 

@@ -304,3 +304,42 @@ async fn a_plugin_can_give_a_container_the_network_of_another_namespace() {
     assert_eq!(seen, fs::read_link(target).unwrap().display().to_string());
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn network_devices_move_to_the_pod_and_return_if_the_creation_fails() {
+    let mut berth = Berth::start().await;
+    let on_host = |command: &str| {
+        let output = berth.on_host(&["sh", "-c", command]);
+        assert!(output.status.success(), "{command}: {output:?}");
+    };
+    on_host("ip link add nri0 type dummy && ip address add 10.99.0.1/24 dev nri0 && ip link set nri0 up");
+    let device = |name: &str| [("nri0".to_owned(), LinuxNetDevice { name: name.to_owned() })].into();
+    let hook = Hook { path: "/bin/false".to_owned(), args: texts(&["false"]), ..Hook::default() };
+    let failing = ContainerAdjustment {
+        hooks: Some(Hooks { create_runtime: vec![hook], ..Hooks::default() }),
+        ..linux(LinuxContainerAdjustment {
+            net_devices: device("inner0"),
+            ..LinuxContainerAdjustment::default()
+        })
+    };
+    let pod = berth.run_pod(berth.pod_config("pod")).await;
+    let plugin = TestPlugin::reacting(&socket(&berth), "10", "p", adjusting("c", failing)).await;
+    let error = berth.try_create(&pod, sleeper("c")).await.unwrap_err();
+    assert!(error.message().contains("/bin/false failed"), "{error}");
+    assert!(
+        berth.on_host(&["ip", "link", "show", "nri0"]).status.success(),
+        "the device is on the host again"
+    );
+    drop(plugin);
+    assert!(berth.on_host(&["ip", "address", "add", "10.99.0.1/24", "dev", "nri0"]).status.success());
+    let change = linux(LinuxContainerAdjustment {
+        net_devices: device("inner0"),
+        ..LinuxContainerAdjustment::default()
+    });
+    let _plugin = TestPlugin::reacting(&socket(&berth), "20", "p", adjusting("c", change)).await;
+    let id = berth.run(&pod, sleeper("c")).await;
+    let shown = berth.sh(&id, "ip address show dev inner0").await;
+    assert!(shown.contains("10.99.0.1/24") && shown.contains("UP"), "{shown}");
+    assert!(!berth.on_host(&["ip", "link", "show", "nri0"]).status.success());
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}

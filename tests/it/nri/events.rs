@@ -167,7 +167,7 @@ fn created(plugin: &TestPlugin) -> Vec<String> {
     created.map(id).collect()
 }
 
-/// What is created while a plugin synchronizes is neither lost nor doubled: with or without another plugin.
+/// Containers that are created while a plugin synchronizes are neither lost nor doubled, with or without another plugin.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_plugin_learns_of_each_container_once() {
     for with_other in [false, true] {

@@ -64,7 +64,8 @@ impl Folder {
             }
             assert!(Instant::now() < until, "{left:?} still run");
             for pid in left.into_iter().filter_map(rustix::process::Pid::from_raw) {
-                drop(rustix::process::kill_process(pid, rustix::process::Signal::KILL));
+                // It may have ended in the meantime.
+                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

@@ -3,7 +3,7 @@
 use std::fs;
 
 use berth_proto::nri::*;
-use berth_proto::v1::{ContainerState, LinuxContainerResources, UpdateContainerResourcesRequest};
+use berth_proto::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
 use prost::Message;
 
 use super::plugin::{Reaction, TestPlugin};
@@ -55,8 +55,7 @@ async fn a_plugin_changes_and_evicts_containers_at_any_time() {
     assert_eq!(plugin.update(request).await, ["unknown"]);
     assert_eq!(shares(&mut berth, &kept).await, 300);
     assert_eq!(pids(&mut berth, &kept).await, "66");
-    let status = berth.status(&evicted).await;
-    assert_eq!(status.state(), ContainerState::ContainerExited);
+    berth.wait_exited(&evicted).await;
     plugin.until("StopContainer").await;
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }

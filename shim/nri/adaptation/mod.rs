@@ -4,6 +4,12 @@
 //! A pod or container exists for plugins before it is in the store. Those that plugins were notified of are *announced*
 //! until they are in the store; a plugin that connects gets both. If no plugin was there to be notified, the creation is
 //! counted, and a plugin that connects waits for it.
+//!
+//! * [`connect`]: plugins that connect; [`creation`]: pods and containers that are not in the store yet
+//! * this file: the calls to all plugins
+
+mod connect;
+mod creation;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -13,22 +19,21 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use berth_proto::nri::{
-    Container, ContainerAdjustment, ContainerUpdate, CreateContainerRequest, CreateContainerResponse, Empty,
-    Event, LinuxResources, PluginInstance, PodSandbox, StopContainerRequest, StopContainerResponse,
-    UpdateContainerRequest, UpdateContainerResponse, UpdateContainersRequest, UpdateContainersResponse,
-    UpdatePodSandboxRequest, ValidateContainerAdjustmentRequest, ValidateContainerAdjustmentResponse,
+    Container, ContainerAdjustment, ContainerEviction, ContainerUpdate, CreateContainerRequest,
+    CreateContainerResponse, Empty, Event, LinuxResources, PluginInstance, PodSandbox, StopContainerRequest,
+    StopContainerResponse, UpdateContainerRequest, UpdateContainerResponse, UpdatePodSandboxRequest,
+    ValidateContainerAdjustmentRequest, ValidateContainerAdjustmentResponse,
 };
-use prost::Message;
-use tokio::net::UnixStream;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
+
+pub use creation::NriCreation;
 
 use super::events::Notice;
 use super::merge::{MergeError, MergedCreation, MergedUpdates};
 use super::owners::OwnerConflict;
-use super::plugin::{LaunchedPlugin, NriPlugin, PluginName, PluginSettings};
+use super::plugin::{NriPlugin, PluginName, PluginSettings};
 use super::validate::{self, Rejection};
-use super::wire::message::TtrpcStatus;
-use super::wire::{IncomingCall, PluginError, UNIMPLEMENTED, UNKNOWN};
+use super::wire::PluginError;
 use crate::config::{NriConfig, NriValidatorConfig};
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -142,49 +147,6 @@ fn failed(plugin: &NriPlugin, error: PluginError) -> NriError {
     NriError::Plugin { plugin: plugin.name.clone(), error }
 }
 
-/// The creation of a pod or container, until it is in the store.
-#[derive(Debug)]
-pub struct NriCreation {
-    adaptation: Arc<Adaptation>,
-    /// The number of overtakings at the start, if no plugin was notified.
-    silent: Option<u64>,
-    id: String,
-}
-
-impl NriCreation {
-    /// Whether plugins are notified of the creation.
-    #[must_use]
-    pub fn is_announced(&self) -> bool {
-        self.silent.is_none()
-    }
-
-    /// Checks that each plugin knows the pod or container. Call it when the object is in the store, or just before.
-    ///
-    /// # Errors
-    /// A plugin has connected in the meantime and did not get it.
-    pub fn check(&self) -> Result<(), NriError> {
-        match self.silent {
-            Some(before) if before != self.adaptation.overtakings.load(Ordering::SeqCst) => {
-                Err(NriError::Overtaken)
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Drop for NriCreation {
-    fn drop(&mut self) {
-        if self.silent.is_some() {
-            self.adaptation.silent.fetch_sub(1, Ordering::SeqCst);
-            self.adaptation.silent_ended.notify_waiters();
-            return;
-        }
-        let mut announced = self.adaptation.announced();
-        announced.pods.remove(&self.id);
-        announced.containers.remove(&self.id);
-    }
-}
-
 /// The changes that plugins request for a container that is being created.
 #[derive(Clone, Debug, Default)]
 pub struct CreationChanges {
@@ -229,19 +191,6 @@ impl Adaptation {
 
     fn announced(&self) -> MutexGuard<'_, Announced> {
         self.announced.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Begins the creation of a pod or container.
-    #[must_use]
-    pub fn begin(self: &Arc<Self>, id: &str) -> NriCreation {
-        // A plugin that connects first becomes active, then waits until no creation is silent.
-        self.silent.fetch_add(1, Ordering::SeqCst);
-        let silent = (!self.is_active()).then(|| self.overtakings.load(Ordering::SeqCst));
-        if silent.is_none() {
-            self.silent.fetch_sub(1, Ordering::SeqCst);
-            self.silent_ended.notify_waiters();
-        }
-        NriCreation { adaptation: self.clone(), silent, id: id.to_owned() }
     }
 
     /// Notifies the plugins of a new pod.
@@ -374,32 +323,28 @@ impl Adaptation {
         Ok(merged)
     }
 
-    /// Applies changes to containers that exist. Failures that a plugin does not ignore are returned.
-    pub async fn apply(
-        &self,
-        updates: Vec<ContainerUpdate>,
-        merged_evictions: Evictions,
-    ) -> Vec<FailedUpdate> {
+    /// Applies changes to containers that exist. Failures that a plugin does not ignore are returned. Containers are stopped
+    /// in the background, because they may use their grace period.
+    pub async fn apply(&self, updates: Vec<ContainerUpdate>, evictions: Evictions) -> Vec<FailedUpdate> {
         let Some(host) = self.host.get() else { return Vec::new() };
+        for ContainerEviction { container_id: container, reason } in evictions {
+            tracing::warn!(container, reason, "an NRI plugin evicts a container");
+            let host = host.clone();
+            tokio::spawn(async move {
+                if let Err(error) = host.evict(container.clone(), reason).await {
+                    tracing::warn!(container, error, "an eviction by an NRI plugin has failed");
+                }
+            });
+        }
         let mut failures = Vec::new();
         for update in updates {
             let resources = update.linux.clone().and_then(|linux| linux.resources).unwrap_or_default();
             if let Err(error) = host.update(update.container_id.clone(), resources).await {
-                tracing::warn!(
-                    container = update.container_id,
-                    error,
-                    "an update by an NRI plugin has failed"
-                );
+                let container = &update.container_id;
+                tracing::warn!(container, error, "an update by an NRI plugin has failed");
                 if !update.ignore_failure {
                     failures.push(FailedUpdate { update, error });
                 }
-            }
-        }
-        for eviction in merged_evictions {
-            let (container, reason) = (eviction.container_id, eviction.reason);
-            tracing::warn!(container, reason, "an NRI plugin evicts a container");
-            if let Err(error) = host.evict(container.clone(), reason).await {
-                tracing::warn!(container, error, "an eviction by an NRI plugin has failed");
             }
         }
         failures
@@ -414,127 +359,6 @@ impl Adaptation {
         tokio::spawn(async move { adaptation.apply(merged.updates(), merged.evictions).await });
     }
 
-    /// Registers the plugin of a connection, sends it all pods and containers, and calls it from then on.
-    ///
-    /// # Errors
-    /// The reason why the plugin is not used.
-    pub async fn connect(
-        self: &Arc<Self>,
-        socket: UnixStream,
-        launched: Option<LaunchedPlugin>,
-    ) -> Result<Arc<NriPlugin>, String> {
-        let (plugin, calls) = NriPlugin::register(socket, launched, &self.settings).await?;
-        let plugin = Arc::new(plugin);
-        // From now on, plugins are notified of new pods and containers.
-        self.active.fetch_add(1, Ordering::SeqCst);
-        let done = self.synchronize(&plugin).await;
-        match done {
-            Ok(()) => {
-                self.watch(plugin.clone(), calls);
-                Ok(plugin)
-            }
-            Err(error) => {
-                self.active.fetch_sub(1, Ordering::SeqCst);
-                Err(format!("{}: failed to synchronize it: {error}", plugin.name))
-            }
-        }
-    }
-
-    async fn synchronize(self: &Arc<Self>, plugin: &Arc<NriPlugin>) -> Result<(), PluginError> {
-        self.wait_for_silent().await;
-        let mut plugins = self.plugins.lock().await;
-        let (pods, containers) = self.all().await;
-        let updates = plugin.synchronize(pods, containers, self.settings.registration).await?;
-        plugins.list.push(plugin.clone());
-        plugins.list.sort_by(|a, b| a.name.index.cmp(&b.name.index));
-        let order: Vec<String> = plugins.list.iter().map(|plugin| plugin.name.to_string()).collect();
-        drop(plugins);
-        tracing::info!(plugin = %plugin.name, ?order, "an NRI plugin has connected");
-        let mut merged = MergedUpdates::default();
-        // One plugin has no conflicts.
-        drop(merged.add(&plugin.name.to_string(), &updates, Vec::new()));
-        self.apply_later(merged);
-        Ok(())
-    }
-
-    /// Waits until the creations of which no plugin was notified are in the store. If one takes too long, it will fail.
-    async fn wait_for_silent(&self) {
-        let none = async {
-            loop {
-                let ended = self.silent_ended.notified();
-                tokio::pin!(ended);
-                ended.as_mut().enable();
-                if self.silent.load(Ordering::SeqCst) == 0 {
-                    return;
-                }
-                ended.await;
-            }
-        };
-        if tokio::time::timeout(self.settings.registration, none).await.is_err() {
-            tracing::warn!(
-                "an NRI plugin connects while pods or containers are being created: they will fail"
-            );
-            self.overtakings.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-
-    /// Returns all pods and containers: those that are announced, and those in the store.
-    async fn all(&self) -> (Vec<PodSandbox>, Vec<Container>) {
-        // First those that are announced: they move to the store, never back.
-        let (mut pods, mut containers) = {
-            let announced = self.announced();
-            (announced.pods.clone(), announced.containers.clone())
-        };
-        if let Some(host) = self.host.get() {
-            let (stored_pods, stored_containers) = host.snapshot().await;
-            pods.extend(stored_pods.into_iter().map(|pod| (pod.id.clone(), pod)));
-            containers
-                .extend(stored_containers.into_iter().map(|container| (container.id.clone(), container)));
-        }
-        (pods.into_values().collect(), containers.into_values().collect())
-    }
-
-    /// Handles the calls of a plugin, and removes it when its connection has ended.
-    fn watch(self: &Arc<Self>, plugin: Arc<NriPlugin>, mut calls: mpsc::Receiver<IncomingCall>) {
-        let adaptation = self.clone();
-        tokio::spawn(async move {
-            let why = loop {
-                tokio::select! {
-                    why = plugin.ended() => break why,
-                    Some(call) = calls.recv() => adaptation.answer(&plugin, call).await,
-                }
-            };
-            plugin.close(&why);
-            tracing::warn!(plugin = %plugin.name, why, "an NRI plugin has disconnected");
-            adaptation.plugins.lock().await.list.retain(|other| !Arc::ptr_eq(other, &plugin));
-            adaptation.active.fetch_sub(1, Ordering::SeqCst);
-        });
-    }
-
-    async fn answer(&self, plugin: &NriPlugin, call: IncomingCall) {
-        let error = |code, message: String| Err(TtrpcStatus { code, message });
-        let result = match call.method.as_str() {
-            "UpdateContainers" => match UpdateContainersRequest::decode(call.payload.as_slice()) {
-                Ok(request) => Ok(self.update_containers(plugin, request).await.encode_to_vec()),
-                Err(invalid) => error(UNKNOWN, invalid.to_string()),
-            },
-            "RegisterPlugin" => error(UNKNOWN, "the plugin is already registered".to_owned()),
-            other => error(UNIMPLEMENTED, format!("function {other} is not known")),
-        };
-        call.answer(result).await;
-    }
-
-    async fn update_containers(
-        &self,
-        plugin: &NriPlugin,
-        request: UpdateContainersRequest,
-    ) -> UpdateContainersResponse {
-        tracing::info!(plugin = %plugin.name, updates = request.update.len(), evictions = request.evict.len(),
-            "an NRI plugin changes containers");
-        let failed = self.apply(request.update, request.evict).await;
-        UpdateContainersResponse { failed: failed.into_iter().map(|failed| failed.update).collect() }
-    }
-
     /// Notifies all plugins of the end of the daemon.
     pub async fn shut_down(&self) {
         let plugins = self.plugins.lock().await.open();
@@ -544,7 +368,7 @@ impl Adaptation {
     }
 }
 
-type Evictions = Vec<berth_proto::nri::ContainerEviction>;
+type Evictions = Vec<ContainerEviction>;
 
 /// An update that could not be applied.
 #[derive(Clone, Debug, PartialEq)]
