@@ -49,16 +49,19 @@ pub(super) fn scheduler(scheduler: &Scheduler) -> Result<SchedulerPlan> {
 
 /// Compiles an I/O priority (ioprio_set(2)).
 pub(super) fn io_priority(priority: &LinuxIOPriority) -> Result<u16> {
-    let class: u16 = match priority.class() {
+    io_priority_value(priority.class(), priority.priority())
+}
+
+fn io_priority_value(class: IOPriorityClass, level: i64) -> Result<u16> {
+    let class: u16 = match class {
         IOPriorityClass::IoprioClassRt => 1,
         IOPriorityClass::IoprioClassBe => 2,
         IOPriorityClass::IoprioClassIdle => 3,
     };
-    let level = u16::try_from(priority.priority()).ok().filter(|level| *level <= 7);
-    let level = level.ok_or_else(|| {
-        invalid("process.ioPriority.priority", priority.priority().to_string(), "is not from 0 to 7")
-    })?;
-    Ok(class << 13 | level)
+    match u16::try_from(level) {
+        Ok(level @ 0..=7) => Ok(class << 13 | level),
+        _ => Err(invalid("process.ioPriority.priority", level.to_string(), "is not from 0 to 7")),
+    }
 }
 
 /// Compiles a memory policy (set_mempolicy(2)).
@@ -117,12 +120,9 @@ mod tests {
 
     #[test]
     fn values_are_those_of_the_kernel() {
-        let mut priority = LinuxIOPriority::default();
-        priority.set_class(IOPriorityClass::IoprioClassIdle);
-        priority.set_priority(2);
-        assert_eq!(io_priority(&priority).unwrap(), 3 << 13 | 2);
-        priority.set_priority(9);
-        assert!(io_priority(&priority).unwrap_err().to_string().contains("ioPriority"));
+        assert_eq!(io_priority_value(IOPriorityClass::IoprioClassIdle, 2).unwrap(), 3 << 13 | 2);
+        let error = io_priority_value(IOPriorityClass::IoprioClassBe, 9).unwrap_err();
+        assert!(error.to_string().contains("ioPriority"), "{error}");
         let mut fifo = Scheduler::default();
         fifo.set_policy(LinuxSchedulerPolicy::SchedFifo);
         fifo.set_priority(Some(7));
