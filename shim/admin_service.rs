@@ -9,7 +9,7 @@ use berth_proto::admin::{
     LoadImageResponse, LoadedImage, LogLevelRequest, LogLevelResponse, PullImageRequest, PullProgress,
     SaveImagesRequest, Verdict, VerifiedPart, VerifyImagesRequest, VerifyImagesResponse,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 use tracing::Instrument;
 
 use crate::config::value::LogFilter;
@@ -18,9 +18,7 @@ use crate::error::CriError;
 use crate::fsck;
 use crate::images;
 use crate::logging::LogLevel;
-use crate::responses::ResponseStream;
-
-type Reply<T> = Result<Response<T>, Status>;
+use crate::responses::{Reply, ResponseStream};
 
 /// The Admin service of one daemon.
 #[derive(Clone, Debug)]
@@ -92,7 +90,7 @@ impl Admin for AdminService {
     }
 
     async fn fsck(&self, request: Request<FsckRequest>) -> Reply<FsckResponse> {
-        let (parts, repair) = (fsck::Parts::of(&self.daemon), request.into_inner().repair);
+        let (parts, repair) = (fsck::DaemonParts::of(&self.daemon), request.into_inner().repair);
         // A client that disconnects does not stop a repair halfway.
         let check = tokio::spawn(async move { fsck::run(&parts, repair).await }.in_current_span());
         let report = check.await.map_err(|panic| CriError::internal("check the host", panic))?;
@@ -118,6 +116,6 @@ impl Admin for AdminService {
     type SaveImagesStream = ResponseStream<ArchivePiece>;
 
     async fn save_images(&self, request: Request<SaveImagesRequest>) -> Reply<Self::SaveImagesStream> {
-        Ok(Response::new(images::save::save(self.daemon.images.clone(), request.into_inner().images)))
+        Ok(Response::new(images::save::stream(self.daemon.images.clone(), request.into_inner().images)))
     }
 }

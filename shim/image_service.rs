@@ -3,14 +3,12 @@
 use berth_image::ImageStore;
 use berth_proto::v1::image_service_server::ImageService;
 use berth_proto::v1::*;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::images::{self, report};
-use crate::responses::{ResponseStream, in_messages};
-
-type Reply<T> = Result<Response<T>, Status>;
+use crate::responses::{Reply, ResponseStream, in_messages};
 
 /// The ImageService of one daemon.
 #[derive(Clone, Debug)]

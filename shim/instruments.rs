@@ -21,40 +21,40 @@ const PULL_BOUNDS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 180.0
 
 /// A call by its name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Operation {
+struct OperationLabels {
     operation: String,
 }
 
 /// A failed call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Failure {
+struct FailureLabels {
     operation: String,
     code: String,
 }
 
 /// A step of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Step {
+struct StepLabels {
     operation: &'static str,
     step: &'static str,
 }
 
 /// A command of a CNI plugin.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Plugin {
+struct PluginLabels {
     plugin: String,
     command: &'static str,
 }
 
 /// The result of a pull.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Pull {
+struct PullLabels {
     result: &'static str,
 }
 
 /// The action of recovery on an object of an earlier daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Recovery {
+struct RecoveryLabels {
     object: &'static str,
     outcome: &'static str,
 }
@@ -138,20 +138,20 @@ fn pull_durations() -> Histogram {
 /// The counters and durations of one daemon. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Instruments {
-    calls: Family<Operation, Counter>,
-    call_errors: Family<Failure, Counter>,
-    cancelled_calls: Family<Operation, Counter>,
-    calls_in_flight: Family<Operation, Gauge>,
-    call_durations: Durations<Operation>,
-    step_durations: Durations<Step>,
-    plugin_durations: Durations<Plugin>,
-    plugin_errors: Family<Plugin, Counter>,
-    pulls: Family<Pull, Counter>,
-    pull_durations: Durations<Pull>,
+    calls: Family<OperationLabels, Counter>,
+    call_errors: Family<FailureLabels, Counter>,
+    cancelled_calls: Family<OperationLabels, Counter>,
+    calls_in_flight: Family<OperationLabels, Gauge>,
+    call_durations: Durations<OperationLabels>,
+    step_durations: Durations<StepLabels>,
+    plugin_durations: Durations<PluginLabels>,
+    plugin_errors: Family<PluginLabels, Counter>,
+    pulls: Family<PullLabels, Counter>,
+    pull_durations: Durations<PullLabels>,
     out_of_memory: Counter,
     oom_kills: Counter,
     lost_keepers: Counter,
-    recovered: Family<Recovery, Gauge>,
+    recovered: Family<RecoveryLabels, Gauge>,
     recovery_time: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
 
@@ -177,12 +177,13 @@ impl Default for Instruments {
             recovery_time: Gauge::default(),
         };
         for result in PullResult::ALL {
-            drop(new.pulls.get_or_create(&Pull { result: result.name() }));
+            drop(new.pulls.get_or_create(&PullLabels { result: result.name() }));
         }
         for object in RecoveredObject::ALL {
             for outcome in Recovered::ALL {
                 drop(
-                    new.recovered.get_or_create(&Recovery { object: object.name(), outcome: outcome.name() }),
+                    new.recovered
+                        .get_or_create(&RecoveryLabels { object: object.name(), outcome: outcome.name() }),
                 );
             }
         }
@@ -193,25 +194,25 @@ impl Default for Instruments {
 impl Instruments {
     /// A call has begun.
     pub fn call_began(&self, rpc: &str) {
-        self.calls_in_flight.get_or_create(&Operation { operation: rpc.to_owned() }).inc();
+        self.calls_in_flight.get_or_create(&OperationLabels { operation: rpc.to_owned() }).inc();
     }
 
     /// A call was answered with a code after a time.
     pub fn call_answered(&self, rpc: &str, code: Code, time: Duration) {
-        let operation = Operation { operation: rpc.to_owned() };
+        let operation = OperationLabels { operation: rpc.to_owned() };
         self.calls_in_flight.get_or_create(&operation).dec();
         self.calls.get_or_create(&operation).inc();
         self.call_durations.get_or_create(&operation).observe(time.as_secs_f64());
         drop(self.cancelled_calls.get_or_create(&operation));
         if code != Code::Ok {
-            let failure = Failure { operation: rpc.to_owned(), code: format!("{code:?}") };
+            let failure = FailureLabels { operation: rpc.to_owned(), code: format!("{code:?}") };
             self.call_errors.get_or_create(&failure).inc();
         }
     }
 
     /// The client has cancelled a call.
     pub fn call_cancelled(&self, rpc: &str) {
-        let operation = Operation { operation: rpc.to_owned() };
+        let operation = OperationLabels { operation: rpc.to_owned() };
         self.calls_in_flight.get_or_create(&operation).dec();
         self.calls.get_or_create(&operation).inc();
         self.cancelled_calls.get_or_create(&operation).inc();
@@ -219,12 +220,12 @@ impl Instruments {
 
     /// An operation has left a step.
     pub fn step_ended(&self, operation: &'static str, step: &'static str, time: Duration) {
-        self.step_durations.get_or_create(&Step { operation, step }).observe(time.as_secs_f64());
+        self.step_durations.get_or_create(&StepLabels { operation, step }).observe(time.as_secs_f64());
     }
 
     /// A pull has ended.
     pub fn pull_ended(&self, result: PullResult, time: Duration) {
-        let pull = Pull { result: result.name() };
+        let pull = PullLabels { result: result.name() };
         self.pulls.get_or_create(&pull).inc();
         self.pull_durations.get_or_create(&pull).observe(time.as_secs_f64());
     }
@@ -246,7 +247,7 @@ impl Instruments {
 
     /// Recovery has decided about an object of an earlier daemon.
     pub fn recovered(&self, object: RecoveredObject, outcome: Recovered) {
-        let labels = Recovery { object: object.name(), outcome: outcome.name() };
+        let labels = RecoveryLabels { object: object.name(), outcome: outcome.name() };
         self.recovered.get_or_create(&labels).inc();
     }
 
@@ -295,7 +296,7 @@ impl Instruments {
 
 impl PluginObserver for Instruments {
     fn called(&self, plugin: &str, command: PluginCommand, time: Duration, succeeded: bool) {
-        let labels = Plugin { plugin: plugin.to_owned(), command: command.name() };
+        let labels = PluginLabels { plugin: plugin.to_owned(), command: command.name() };
         self.plugin_durations.get_or_create(&labels).observe(time.as_secs_f64());
         let errors = self.plugin_errors.get_or_create(&labels);
         if !succeeded {

@@ -90,7 +90,7 @@ impl Node {
     fn keeper(&self, react: impl FnMut(&Call) -> Reaction + Send + 'static) -> (FakeKeeper, KeeperClient) {
         let (keeper, link, updates) = FakeKeeper::start(react);
         self.pod.set_link(Some(link.clone()));
-        follow::follow(&self.stopper, &self.pod, &link, updates);
+        follow::start(&self.stopper, &self.pod, &link, updates);
         (keeper, link)
     }
 

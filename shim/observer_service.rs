@@ -5,13 +5,11 @@ use berth_proto::admin::{
     DescribePodRequest, DescribePodResponse, ListOperationsRequest, ListOperationsResponse, NodeEvent,
     StreamEventsRequest,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
 use crate::daemon::{Daemon, Shared};
 use crate::observe;
-use crate::responses::ResponseStream;
-
-type Reply<T> = Result<Response<T>, Status>;
+use crate::responses::{Reply, ResponseStream};
 
 /// The Observer service of one daemon.
 #[derive(Clone, Debug)]

@@ -18,28 +18,28 @@ use crate::traces;
 
 /// The kind and the object of an operation. Two calls with equal keys are one operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Key {
-    /// RunPodSandbox.
+pub enum OperationKey {
+    /// A pod is created and started (RunPodSandbox).
     RunPod(PodName),
-    /// StopPodSandbox.
+    /// A pod is stopped (StopPodSandbox).
     StopPod(PodId),
-    /// RemovePodSandbox.
+    /// A pod is removed (RemovePodSandbox).
     RemovePod(PodId),
     /// CreateContainer in a pod.
     Create(PodId, ContainerName),
-    /// StartContainer.
+    /// A container is started (StartContainer).
     Start(ContainerId),
     /// StopContainer with a grace period in seconds: a call with another grace period is another operation.
     Stop(ContainerId, i64),
-    /// RemoveContainer.
+    /// A container is removed (RemoveContainer).
     Remove(ContainerId),
 }
 
 /// An operation in flight, as an operator sees it.
 #[derive(Clone, Debug)]
-pub struct InFlight {
+pub struct OperationSnapshot {
     /// The kind and the object.
-    pub key: Key,
+    pub key: OperationKey,
     /// The id of the object that is being created, once it has one.
     pub creates: Option<String>,
     /// The current step.
@@ -50,7 +50,7 @@ pub struct InFlight {
     pub step_elapsed: Duration,
 }
 
-impl Key {
+impl OperationKey {
     /// Returns the name of the RPC that starts the operation.
     #[must_use]
     pub fn rpc(&self) -> &'static str {
@@ -195,7 +195,7 @@ struct Running {
 /// The operations in flight.
 #[derive(Clone, Default)]
 pub struct Operations {
-    running: Arc<Mutex<HashMap<Key, Running>>>,
+    running: Arc<Mutex<HashMap<OperationKey, Running>>>,
     instruments: Arc<Instruments>,
 }
 
@@ -217,7 +217,7 @@ impl Operations {
     ///
     /// # Errors
     /// The error of the operation.
-    pub async fn join<F, W>(&self, key: Key, work: W) -> Result<String, Status>
+    pub async fn join<F, W>(&self, key: OperationKey, work: W) -> Result<String, Status>
     where
         W: FnOnce(Progress) -> F,
         F: Future<Output = Result<String, Status>> + Send + 'static,
@@ -236,7 +236,12 @@ impl Operations {
         }
     }
 
-    fn spawn<F, W>(&self, running: &mut HashMap<Key, Running>, key: Key, work: W) -> watch::Receiver<Answer>
+    fn spawn<F, W>(
+        &self,
+        running: &mut HashMap<OperationKey, Running>,
+        key: OperationKey,
+        work: W,
+    ) -> watch::Receiver<Answer>
     where
         W: FnOnce(Progress) -> F,
         F: Future<Output = Result<String, Status>> + Send + 'static,
@@ -264,7 +269,7 @@ impl Operations {
 
     /// Describes the operations in flight with a matching key.
     #[must_use]
-    pub fn describe(&self, concerns: impl Fn(&Key) -> bool) -> Vec<String> {
+    pub fn describe(&self, concerns: impl Fn(&OperationKey) -> bool) -> Vec<String> {
         lock(&self.running)
             .iter()
             .filter(|(key, _)| concerns(key))
@@ -274,13 +279,13 @@ impl Operations {
 
     /// Returns all operations in flight, the longest-running first.
     #[must_use]
-    pub fn in_flight(&self) -> Vec<InFlight> {
-        let mut all: Vec<InFlight> = lock(&self.running)
+    pub fn in_flight(&self) -> Vec<OperationSnapshot> {
+        let mut all: Vec<OperationSnapshot> = lock(&self.running)
             .iter()
             .map(|(key, operation)| {
                 let progress = &operation.progress;
                 let steps = lock(&progress.steps);
-                InFlight {
+                OperationSnapshot {
                     key: key.clone(),
                     creates: progress.creates.get().cloned(),
                     step: steps.current,
@@ -322,7 +327,7 @@ impl Operations {
 /// Removes the operation from the list when it is dropped, also when its task panics.
 struct RunningGuard {
     operations: Operations,
-    key: Key,
+    key: OperationKey,
 }
 
 impl Drop for RunningGuard {
@@ -342,8 +347,8 @@ mod tests {
 
     use super::*;
 
-    fn key() -> Key {
-        Key::StopPod("7".repeat(64).try_into().unwrap())
+    fn key() -> OperationKey {
+        OperationKey::StopPod("7".repeat(64).try_into().unwrap())
     }
 
     #[tokio::test]
@@ -444,7 +449,7 @@ mod tests {
         running: Arc<Mutex<Vec<char>>>,
     ) -> Result<Option<usize>, String> {
         turns(caller.starts_after).await;
-        let key = Key::StopPod(caller.key.to_string().repeat(64).try_into().unwrap());
+        let key = OperationKey::StopPod(caller.key.to_string().repeat(64).try_into().unwrap());
         let (letter, panics, duration) = (caller.key, caller.panics, caller.duration);
         let answer = operations.join(key, move |_| async move {
             if lock(&running).contains(&letter) {

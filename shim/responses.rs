@@ -1,12 +1,15 @@
-//! Streamed responses of RPCs.
+//! Responses of RPCs.
 
 use std::pin::Pin;
 
 use futures_util::{Stream, StreamExt, stream};
-use tonic::Status;
+use tonic::{Response, Status};
 
 /// The number of objects in one message of a streamed list: far below the message limit of clients (4 MiB by default).
 const PER_MESSAGE: usize = 100;
+
+/// The reply of an RPC.
+pub type Reply<T> = Result<Response<T>, Status>;
 
 /// The stream of responses of an RPC.
 pub type ResponseStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;

@@ -9,14 +9,12 @@ use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::exec::ContainerAccess;
 use crate::pod::stopper::PodStopper;
-use crate::responses::{ResponseStream, in_messages, in_messages_of};
+use crate::responses::{Reply, ResponseStream, in_messages, in_messages_of};
 use crate::stats::StatsSources;
 use crate::{container, exec, info, metrics, pod, stats};
 
 /// The number of pods with metrics in one message. The metrics of a container have about 30 KB.
 const PODS_WITH_METRICS_PER_MESSAGE: usize = 10;
-
-type Reply<T> = Result<Response<T>, Status>;
 
 /// The RuntimeService of one daemon.
 #[derive(Clone, Debug)]
@@ -244,16 +242,13 @@ impl RuntimeService for Runtime {
 
     async fn exec(&self, request: Request<ExecRequest>) -> Reply<ExecResponse> {
         let url =
-            exec::exec_url::exec_url(&self.daemon.pods.store, &self.daemon.sessions, request.into_inner())?;
+            exec::exec_url::create(&self.daemon.pods.store, &self.daemon.sessions, request.into_inner())?;
         Ok(Response::new(ExecResponse { url }))
     }
 
     async fn attach(&self, request: Request<AttachRequest>) -> Reply<AttachResponse> {
-        let url = exec::attach_url::attach_url(
-            &self.daemon.pods.store,
-            &self.daemon.sessions,
-            &request.into_inner(),
-        )?;
+        let url =
+            exec::attach_url::create(&self.daemon.pods.store, &self.daemon.sessions, &request.into_inner())?;
         Ok(Response::new(AttachResponse { url }))
     }
 

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use crate::conflist::{self, ConfigError, Conflist};
 use crate::external::Search;
 use crate::record::MadeBy;
-use crate::watch::Watch;
+use crate::watch::FolderWatch;
 use crate::{Context, Error, Options, Result, template};
 
 /// The file that a rendered template is written to.
@@ -25,7 +25,7 @@ pub(crate) struct Configuration {
 
 #[derive(Debug)]
 struct LoadedConflist {
-    watch: Watch,
+    watch: FolderWatch,
     config: std::result::Result<Arc<Conflist>, ConfigError>,
     pod_cidr: Vec<IpNet>,
 }
@@ -34,7 +34,7 @@ impl Configuration {
     pub(crate) fn new(options: &Options) -> Self {
         let pod_cidr = fs::read_to_string(options.state_dir.join("pod-cidr")).unwrap_or_default();
         let loaded = LoadedConflist {
-            watch: Watch::new(&options.conf_dir),
+            watch: FolderWatch::new(&options.conf_dir),
             config: Err(ConfigError { file: options.conf_dir.clone(), why: "not read yet".to_owned() }),
             pod_cidr: parse_cidrs(&pod_cidr).unwrap_or_default(),
         };

@@ -34,7 +34,7 @@ pub(crate) struct Conflist {
     pub(crate) disable_check: bool,
     /// The runtime must not call `GC`.
     pub(crate) disable_gc: bool,
-    pub(crate) plugins: Vec<Entry>,
+    pub(crate) plugins: Vec<PluginEntry>,
     /// This is the built-in network.
     pub(crate) built_in: bool,
     /// The text of the file or of the built-in network.
@@ -43,12 +43,12 @@ pub(crate) struct Conflist {
 
 /// A plugin of a network and its configuration as written.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Entry {
+pub(crate) struct PluginEntry {
     pub(crate) plugin: Plugin,
     pub(crate) config: Value,
 }
 
-impl Entry {
+impl PluginEntry {
     /// The plugin's type.
     pub(crate) fn kind(&self) -> &str {
         self.config.get("type").and_then(Value::as_str).unwrap_or_default()
@@ -179,7 +179,7 @@ fn parse_with(text: &str, compile: impl Fn(&Value) -> Result<Plugin, String>) ->
     };
     let entry = |(index, config): (usize, &Value)| {
         let plugin = compile(config).map_err(|why| format!("plugins[{index}].{why}"))?;
-        Ok::<_, String>(Entry { plugin, config: config.clone() })
+        Ok::<_, String>(PluginEntry { plugin, config: config.clone() })
     };
     let flag = |key: &str| value.get(key).and_then(Value::as_bool).unwrap_or(false);
     Ok(Conflist {

@@ -103,7 +103,7 @@ impl Network {
     async fn gc_program(
         &self,
         config: &Conflist,
-        entry: &crate::conflist::Entry,
+        entry: &crate::conflist::PluginEntry,
         live: &HashSet<String>,
     ) -> Result<()> {
         let Plugin::External(program) = &entry.plugin else { return Ok(()) };

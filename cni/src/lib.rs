@@ -108,9 +108,9 @@ pub struct Options {
 /// A command of the CNI specification that attaches or detaches a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PluginCommand {
-    /// `ADD`.
+    /// Attaches the pod to the plugin's network (`ADD`).
     Add,
-    /// `DEL`.
+    /// Detaches the pod and frees its resources (`DEL`).
     Del,
 }
 
@@ -188,11 +188,11 @@ pub struct PodAttach<'a> {
 /// A transport protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// TCP.
+    /// Connections, as in RFC 9293.
     Tcp,
-    /// UDP.
+    /// Datagrams, as in RFC 768.
     Udp,
-    /// SCTP.
+    /// Associations, as in RFC 9260.
     Sctp,
 }
 
@@ -213,7 +213,7 @@ impl Protocol {
         [Self::Tcp, Self::Udp, Self::Sctp].into_iter().find(|protocol| protocol.name() == name)
     }
 
-    /// `IPPROTO_*`.
+    /// Returns the number in IP headers (`IPPROTO_*`).
     fn number(self) -> u8 {
         match self {
             Self::Tcp => 6,

@@ -12,7 +12,7 @@ use tracing::Instrument;
 
 use crate::call::{Call, parse_args};
 use crate::config::Configuration;
-use crate::conflist::{Conflist, Entry};
+use crate::conflist::{Conflist, PluginEntry};
 use crate::external::end_leftovers;
 use crate::health::Health;
 use crate::host::{Host, Places};
@@ -169,7 +169,7 @@ impl Network {
         record: &Record,
     ) -> Result<CniResult> {
         if let Some(path) = &record.pinned {
-            pin::pin(netns, path, self.shared.host.state_dir())?;
+            pin::create(netns, path, self.shared.host.state_dir())?;
         }
         let parameters = PluginParameters::of(record);
         parameters.check_ports(config)?;
@@ -206,7 +206,7 @@ impl Network {
         Ok(result)
     }
 
-    fn observe(&self, entry: &Entry, command: PluginCommand, started: Instant, succeeded: bool) {
+    fn observe(&self, entry: &PluginEntry, command: PluginCommand, started: Instant, succeeded: bool) {
         if let Some(observer) = &self.shared.observer {
             observer.called(entry.kind(), command, started.elapsed(), succeeded);
         }
@@ -391,7 +391,7 @@ impl PluginParameters {
 
     /// Returns the runtime configuration for a plugin: the parts whose capabilities it declares (CNI conventions,
     /// "capabilities").
-    pub(crate) fn of_entry(&self, entry: &Entry) -> Result<RuntimeConfig> {
+    pub(crate) fn of_entry(&self, entry: &PluginEntry) -> Result<RuntimeConfig> {
         let all = self.runtime.as_object().cloned().unwrap_or_default();
         let some = all.into_iter().filter(|(name, _)| entry.has_capability(name));
         serde_json::from_value(Value::Object(some.collect()))

@@ -25,7 +25,7 @@ pub struct PluginCall {
 }
 
 #[derive(Debug)]
-struct Entry {
+struct RunningPlugin {
     call: PluginCall,
     stderr: Stderr,
 }
@@ -33,11 +33,11 @@ struct Entry {
 /// The running programs, by the order of their starts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Ongoing {
-    entries: Arc<Mutex<BTreeMap<u64, Entry>>>,
+    entries: Arc<Mutex<BTreeMap<u64, RunningPlugin>>>,
 }
 
 impl Ongoing {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, RunningPlugin>> {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -54,7 +54,7 @@ impl Ongoing {
         let stderr = Stderr::default();
         let mut entries = self.lock();
         let number = entries.last_key_value().map_or(0, |(last, _)| last + 1);
-        entries.insert(number, Entry { call, stderr: stderr.clone() });
+        entries.insert(number, RunningPlugin { call, stderr: stderr.clone() });
         Begun { ongoing: self.clone(), number, stderr }
     }
 

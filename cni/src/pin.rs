@@ -26,7 +26,7 @@ pub(crate) fn path_of(pod: &str) -> PathBuf {
 }
 
 /// Pins a namespace for the network with this folder of state.
-pub(crate) fn pin(netns: BorrowedFd<'_>, path: &Path, state_dir: &Path) -> Result<()> {
+pub(crate) fn create(netns: BorrowedFd<'_>, path: &Path, state_dir: &Path) -> Result<()> {
     fs::create_dir_all(FOLDER).doing(format!("create {FOLDER}"))?;
     fs::write(path, mark_of(state_dir)).doing(format!("create {}", path.display()))?;
     let source = format!("/proc/self/fd/{}", netns.as_raw_fd());

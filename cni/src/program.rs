@@ -40,17 +40,17 @@ pub const SERVED_IPAM: [&str; 2] = ["host-local", "static"];
 pub struct Invocation {
     /// The plugin: a name in [`crate::BUILT_IN`] or [`SERVED_IPAM`]. Default: the configuration's `type`.
     pub kind: Option<String>,
-    /// `CNI_COMMAND`.
+    /// The operation: `ADD`, `DEL`, `CHECK` and so on (`CNI_COMMAND`).
     pub command: String,
-    /// `CNI_CONTAINERID`.
+    /// The id of the container; runtimes pass that of the pod (`CNI_CONTAINERID`).
     pub container: String,
-    /// `CNI_NETNS`.
+    /// The path of the network namespace (`CNI_NETNS`).
     pub netns: String,
-    /// `CNI_IFNAME`.
+    /// The name of the interface in the namespace (`CNI_IFNAME`).
     pub interface: String,
-    /// `CNI_ARGS`.
+    /// Further arguments, as `KEY=value` pairs with semicolons between (`CNI_ARGS`).
     pub args: String,
-    /// `CNI_PATH`.
+    /// The folders of plugin programs, with colons between (`CNI_PATH`).
     pub path: String,
     /// The configuration on standard input.
     pub config: Vec<u8>,

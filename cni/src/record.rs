@@ -16,7 +16,7 @@ use crate::{Attachment, Context, Result};
 pub(crate) struct Record {
     /// The interface in the pod.
     pub(crate) interface: String,
-    /// `CNI_ARGS`.
+    /// The arguments that external plugins get in `CNI_ARGS`.
     pub(crate) args: String,
     /// The runtime's configuration. It is passed again when the pod is detached.
     #[serde(default)]

@@ -142,7 +142,7 @@ impl Network {
     }
 
     async fn rules_kept(&self) -> Result<()> {
-        let mut watch = nftables::Watch::open().doing("subscribe to changes of nftables")?;
+        let mut watch = nftables::RuleWatch::open().doing("subscribe to changes of nftables")?;
         // Changes before this point were not reported.
         let mut loss = Loss::everything();
         let known = nftables::owners().await?.into_iter().map(|owner| owner.container);

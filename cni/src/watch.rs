@@ -9,12 +9,12 @@ use rustix::io::Errno;
 
 /// A watched folder. The watch starts when the folder exists.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct FolderWatch {
     folder: PathBuf,
     events: Option<OwnedFd>,
 }
 
-impl Watch {
+impl FolderWatch {
     pub(crate) fn new(folder: &Path) -> Self {
         Self { folder: folder.to_owned(), events: None }
     }
@@ -93,7 +93,7 @@ mod tests {
     fn a_change_is_reported_once() {
         let top = tempfile::tempdir().unwrap();
         let folder = top.path().join("net.d");
-        let mut watch = Watch::new(&folder);
+        let mut watch = FolderWatch::new(&folder);
         assert!(watch.has_changed() && watch.has_changed(), "the folder does not exist yet");
         std::fs::create_dir(&folder).unwrap();
         assert!(watch.has_changed());

@@ -15,7 +15,7 @@ use crate::policy;
 use crate::printable::{Printable, printable_json};
 use crate::reference::Reference;
 use crate::registry;
-use crate::unpack::{Budget, Limits, rebuild, unpack};
+use crate::unpack::{Budget, Limits, extract, rebuild};
 
 /// Unpacks a layer with small limits, in a temporary folder.
 ///
@@ -30,7 +30,7 @@ pub fn layer(bytes: &[u8]) {
     let Ok(root) = rustix::fs::open(path("fs"), flags, Mode::empty()) else { return };
     let limits =
         Limits { bytes: 8 << 20, entries: 500, depth: 32, ratio: 200, ratio_floor: 1 << 20, notes: 1 << 16 };
-    let outcome = unpack("layer", bytes, root, Algorithm::Sha256, &Budget::new(limits), Some(recipe));
+    let outcome = extract("layer", bytes, root, Algorithm::Sha256, &Budget::new(limits), Some(recipe));
     let mut names: Vec<_> =
         fs::read_dir(folder.path()).into_iter().flatten().flatten().map(|entry| entry.file_name()).collect();
     names.sort();

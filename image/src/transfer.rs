@@ -225,7 +225,7 @@ pub(crate) fn unpack_layer(
     let root = rustix::fs::open(&fs, flags, Mode::empty()).map_err(|error| Error::io("open", &fs, error))?;
     let recipe = staging.recipe();
     let recipe = std::fs::File::create(&recipe).map_err(|error| Error::io("create", &recipe, error))?;
-    let outcome = unpack::unpack(what, source, root, diff_id.algorithm(), budget, Some(recipe))?;
+    let outcome = unpack::extract(what, source, root, diff_id.algorithm(), budget, Some(recipe))?;
     if outcome.diff_id != *diff_id {
         let why = format!("diff id is {} instead of {diff_id}", outcome.diff_id);
         return Err(Error::corrupt(what, why));

@@ -377,7 +377,7 @@ impl HookPlan {
 pub struct ProcessPlan {
     /// Program and arguments. A program without a slash is searched in the `PATH` of `env`.
     pub args: Vec<String>,
-    /// `NAME=value`.
+    /// The environment, as `NAME=value`.
     pub env: Vec<String>,
     /// The working directory, absolute. It is created for a container if absent; an exec fails.
     pub cwd: String,
@@ -391,9 +391,9 @@ pub struct ProcessPlan {
     pub umask: Option<u32>,
     /// Capability sets as bit masks (capabilities(7)).
     pub capabilities: CapabilityMasks,
-    /// `PR_SET_NO_NEW_PRIVS`.
+    /// Whether execve(2) grants no further privileges (`PR_SET_NO_NEW_PRIVS`).
     pub no_new_privs: bool,
-    /// `/proc/self/oom_score_adj`.
+    /// The new value of `/proc/self/oom_score_adj`; none keeps the current one.
     pub oom_score_adj: Option<i32>,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
@@ -469,7 +469,7 @@ pub struct CapabilityMasks {
 /// One resource limit (getrlimit(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rlimit {
-    /// `RLIMIT_*`.
+    /// The limited resource (`RLIMIT_*`, getrlimit(2)).
     pub resource: u32,
     /// Soft limit. `u64::MAX` means unlimited.
     pub soft: u64,
@@ -482,7 +482,7 @@ pub struct Rlimit {
 pub struct SeccompPlan {
     /// A descriptor of a file that contains an array of `struct sock_filter`.
     pub filter: FdSlot,
-    /// `SECCOMP_FILTER_FLAG_*`.
+    /// The flags of seccomp(2) (`SECCOMP_FILTER_FLAG_*`).
     pub flags: u64,
     /// Whether the filter may reject the system calls with which a process reports that its exec failed.
     pub mute: bool,
@@ -526,13 +526,13 @@ pub enum Propagation {
     /// Nothing is changed: the propagation of the source.
     #[default]
     Unchanged,
-    /// `MS_PRIVATE`.
+    /// Mounts are neither received nor sent (`MS_PRIVATE`).
     Private,
-    /// `MS_SLAVE`.
+    /// Mounts are received from the peer group, but not sent (`MS_SLAVE`).
     Slave,
-    /// `MS_SHARED`.
+    /// Mounts are received from the peer group and sent to it (`MS_SHARED`).
     Shared,
-    /// `MS_UNBINDABLE`.
+    /// As private, and the mount cannot be bind mounted (`MS_UNBINDABLE`).
     Unbindable,
 }
 

@@ -9,7 +9,7 @@ use oci_spec::runtime::{
     Hook as OciHook, Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType, Mount as OciMount, Process, Spec,
 };
 
-use super::file::{Edits, Hook, Mount, Node};
+use super::file::{DeviceNode, Edits, Hook, Mount};
 use crate::oci::{hooks, normal};
 
 /// Applies the edits to `spec`. Adds the host paths of the device nodes to `sources`.
@@ -88,7 +88,7 @@ fn add_groups(process: &mut Process, gids: &[u32]) {
 
 /// Adds a device node with its cgroup rule. Fields that the file omits are taken from the host's node; a user other
 /// than root owns the node.
-fn add_node(linux: &mut Linux, node: &Node, (uid, gid): (u32, u32)) -> Result<(), String> {
+fn add_node(linux: &mut Linux, node: &DeviceNode, (uid, gid): (u32, u32)) -> Result<(), String> {
     let host_path = node.host_path.as_deref().unwrap_or(&node.path);
     let host_node = HostNode::at(host_path);
     let kind = match (&node.kind, &host_node) {

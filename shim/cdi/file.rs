@@ -15,7 +15,7 @@ const LONGEST: u64 = 4 << 20;
 #[serde(rename_all = "camelCase")]
 pub(super) struct File {
     cdi_version: String,
-    /// `vendor.com/class`.
+    /// The vendor and class of the devices, as in `vendor.com/class`.
     pub(super) kind: String,
     #[serde(default)]
     pub(super) devices: Vec<Device>,
@@ -37,7 +37,7 @@ pub(super) struct Device {
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Edits {
     pub(super) env: Vec<String>,
-    pub(super) device_nodes: Vec<Node>,
+    pub(super) device_nodes: Vec<DeviceNode>,
     pub(super) mounts: Vec<Mount>,
     pub(super) hooks: Vec<Hook>,
     pub(super) additional_gids: Vec<u32>,
@@ -48,7 +48,7 @@ pub(super) struct Edits {
 /// A device node.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct Node {
+pub(super) struct DeviceNode {
     pub(super) path: String,
     pub(super) host_path: Option<String>,
     #[serde(rename = "type")]

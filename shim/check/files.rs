@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use super::{Availability, Row};
+use super::{Availability, HostFeature};
 
 /// The oldest supported kernel: 5.15 is the oldest with upstream support (mount_setattr(2) needs 5.12).
 const OLDEST: (u32, u32) = (5, 15);
 
-pub(super) fn kernel() -> Row {
+pub(super) fn kernel() -> HostFeature {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy().into_owned();
     let found = match version(&release) {
@@ -17,7 +17,7 @@ pub(super) fn kernel() -> Row {
         None => Availability::Unknown,
     };
     let detail = format!("Linux {release} {}", uname.machine().to_string_lossy());
-    Row::new("kernel", found, detail).required()
+    HostFeature::new("kernel", found, detail).required()
 }
 
 /// Returns the version of the running kernel, for features that depend on it.
@@ -57,7 +57,7 @@ fn hierarchies(mountinfo: &str) -> Hierarchies {
     found
 }
 
-pub(super) fn cgroups() -> Vec<Row> {
+pub(super) fn cgroups() -> Vec<HostFeature> {
     let found = hierarchies(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
     let v2: BTreeSet<String> = found
         .v2
@@ -72,7 +72,7 @@ pub(super) fn cgroups() -> Vec<Row> {
         (None, true) => "not mounted",
     };
     let mut rows = vec![
-        Row::new("cgroup", version != "not mounted", version)
+        HostFeature::new("cgroup", version != "not mounted", version)
             .required()
             .fix("mount -t cgroup2 cgroup2 /sys/fs/cgroup"),
     ];
@@ -88,30 +88,33 @@ pub(super) fn cgroups() -> Vec<Row> {
         let (there, name) =
             if on_v2 { (v2.contains(v2_name), v2_name) } else { (found.v1.contains(name), name) };
         let detail = if there { "available" } else { "not among the controllers" };
-        rows.push(Row::new(format!("cgroup controller {name}"), there, detail).without(without));
+        rows.push(HostFeature::new(format!("cgroup controller {name}"), there, detail).without(without));
     }
     rows.push(device_control(on_v2, &found));
     rows
 }
 
-fn device_control(on_v2: bool, found: &Hierarchies) -> Row {
+fn device_control(on_v2: bool, found: &Hierarchies) -> HostFeature {
     let (there, detail) = match on_v2 {
         // The program is loaded with CAP_BPF or CAP_SYS_ADMIN (bpf(2)).
         true => (Path::new("/proc/sys/kernel/unprivileged_bpf_disabled").exists(), "by a BPF program"),
         false => (found.v1.contains("devices"), "by the devices controller"),
     };
-    Row::new("device control", there, detail).without("containers with restricted devices are refused")
+    HostFeature::new("device control", there, detail)
+        .without("containers with restricted devices are refused")
 }
 
-pub(super) fn seccomp() -> Row {
+pub(super) fn seccomp() -> HostFeature {
     match fs::read_to_string("/proc/sys/kernel/seccomp/actions_avail") {
-        Ok(actions) => Row::new("seccomp", actions.contains("errno"), actions.trim().replace(' ', ", ")),
-        Err(error) => Row::new("seccomp", Availability::No, error.to_string()),
+        Ok(actions) => {
+            HostFeature::new("seccomp", actions.contains("errno"), actions.trim().replace(' ', ", "))
+        }
+        Err(error) => HostFeature::new("seccomp", Availability::No, error.to_string()),
     }
     .without("containers that request a profile are refused")
 }
 
-pub(super) fn security_modules() -> Vec<Row> {
+pub(super) fn security_modules() -> Vec<HostFeature> {
     let apparmor = fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
     let apparmor = apparmor.trim() == "Y";
     let selinux = Path::new("/sys/fs/selinux/enforce").exists();
@@ -122,9 +125,9 @@ pub(super) fn security_modules() -> Vec<Row> {
         (false, others) => format!("not among {others}"),
     };
     vec![
-        Row::new("AppArmor", apparmor, detail(apparmor))
+        HostFeature::new("AppArmor", apparmor, detail(apparmor))
             .without("containers that request a profile are refused"),
-        Row::new("SELinux", selinux, detail(selinux)).without("labels are ignored"),
+        HostFeature::new("SELinux", selinux, detail(selinux)).without("labels are ignored"),
     ]
 }
 
@@ -146,7 +149,7 @@ const CAPABILITIES: [(u32, &str, bool, &str); 14] = [
     (31, "CAP_SETFCAP", false, "images with file capabilities are refused"),
 ];
 
-pub(super) fn capabilities() -> Vec<Row> {
+pub(super) fn capabilities() -> Vec<HostFeature> {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     let held = effective(&status);
     CAPABILITIES
@@ -157,7 +160,7 @@ pub(super) fn capabilities() -> Vec<Row> {
                 Some(_) => (Availability::No, "not held"),
                 None => (Availability::Unknown, "/proc/thread-self/status has no CapEff"),
             };
-            let row = Row::new(*name, found, detail);
+            let row = HostFeature::new(*name, found, detail);
             if *required { row.required() } else { row.without(without) }
         })
         .collect()

@@ -9,15 +9,15 @@ use rustix::fs::{CWD, Mode};
 use rustix::mount::{MountPropagationFlags, mount_change};
 
 use super::files::kernel_version;
-use super::{Availability, Row, in_thread, namespaces};
+use super::{Availability, HostFeature, in_thread, namespaces};
 
 /// The mount point of the tmpfs in the namespace of the trial: a folder that every Linux has.
 const PLACE: &str = "/proc";
 
-pub(super) fn rows() -> Vec<Row> {
+pub(super) fn rows() -> Vec<HostFeature> {
     vec![
-        Row::tried("mount API", detached().map_err(|error| error.to_string())).required(),
-        Row::tried("overlayfs", in_thread(overlay)).required().fix("modprobe overlay"),
+        HostFeature::tried("mount API", detached().map_err(|error| error.to_string())).required(),
+        HostFeature::tried("overlayfs", in_thread(overlay)).required().fix("modprobe overlay"),
         idmapped(),
         read_only(),
     ]
@@ -59,18 +59,18 @@ fn overlay_over() -> Result<(), berth_runtime::sys::Error> {
 
 /// Derives the answer from the kernel's version: overlayfs can be ID-mapped since 5.19, tmpfs since 6.3
 /// (mount_setattr(2)).
-fn idmapped() -> Row {
+fn idmapped() -> HostFeature {
     let (found, detail) = match kernel_version() {
         Some(version) if version >= (6, 3) => (Availability::Yes, "by kernel version, including tmpfs"),
         Some(version) if version >= (5, 19) => (Availability::Yes, "by kernel version, without tmpfs"),
         Some(_) => (Availability::No, "not supported for overlayfs by this kernel"),
         None => (Availability::Unknown, "kernel version unknown"),
     };
-    Row::new("idmapped mounts", found, detail).without("pods with a user namespace are refused")
+    HostFeature::new("idmapped mounts", found, detail).without("pods with a user namespace are refused")
 }
 
 /// Tries a recursive read-only mount on a detached clone of the root, which is in no namespace.
-fn read_only() -> Row {
+fn read_only() -> HostFeature {
     const MOUNT_ATTR_RDONLY: u64 = 1;
     let trial = rustix::fs::statat(CWD, "/", rustix::fs::AtFlags::empty())
         .map_err(|errno| errno.to_string())
@@ -79,6 +79,6 @@ fn read_only() -> Row {
             mount::set_attributes(tree.as_fd(), MOUNT_ATTR_RDONLY, 0, 0, true)
                 .map_err(|error| error.to_string())
         });
-    Row::tried("recursive read-only mounts", trial.map(|()| "available".to_owned()))
+    HostFeature::tried("recursive read-only mounts", trial.map(|()| "available".to_owned()))
         .without("mounts that request them are refused")
 }

@@ -44,7 +44,7 @@ impl From<bool> for Availability {
 
 /// One feature of a host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Row {
+pub struct HostFeature {
     /// The name of the feature.
     pub what: String,
     /// Whether the host has it.
@@ -60,7 +60,7 @@ pub struct Row {
     pub fix: Option<String>,
 }
 
-impl Row {
+impl HostFeature {
     fn new(what: impl Into<String>, found: impl Into<Availability>, detail: impl Into<String>) -> Self {
         let (what, found, detail) = (what.into(), found.into(), detail.into());
         Self { what, found, detail, required: false, without: "", fix: None }
@@ -107,7 +107,7 @@ pub struct HostReport {
     /// Whether all required features are available.
     pub fit: bool,
     /// One row for each feature.
-    pub rows: Vec<Row>,
+    pub rows: Vec<HostFeature>,
 }
 
 impl HostReport {
@@ -119,7 +119,7 @@ impl HostReport {
     }
 
     /// Returns the rows that have a command that fixes them.
-    pub fn fixable(&self) -> impl Iterator<Item = &Row> {
+    pub fn fixable(&self) -> impl Iterator<Item = &HostFeature> {
         self.rows.iter().filter(|row| row.fix.is_some())
     }
 
@@ -149,7 +149,7 @@ pub fn probe(program: Option<PathBuf>) -> HostReport {
     rows.extend(files::security_modules());
     rows.extend(files::capabilities());
     rows.extend(network::rows());
-    HostReport { fit: !rows.iter().any(Row::stops_berth), rows }
+    HostReport { fit: !rows.iter().any(HostFeature::stops_berth), rows }
 }
 
 /// Returns the result of the first probe. The features of a host do not change under a running daemon.
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn only_what_is_required_and_missing_stops_berth() {
-        let row = |found: Availability| Row::new("x", found, "seen");
+        let row = |found: Availability| HostFeature::new("x", found, "seen");
         assert!(row(Availability::No).required().stops_berth());
         assert!(!row(Availability::Unknown).required().stops_berth());
         assert!(!row(Availability::No).without("less").stops_berth());

@@ -5,13 +5,13 @@ use std::process::{Command, Stdio};
 
 use nix::sched::CloneFlags;
 
-use super::{Availability, Row, in_thread};
+use super::{Availability, HostFeature, in_thread};
 
 /// The flag with which berth starts itself to try a user namespace: only a single-threaded process may create one
 /// (unshare(2)).
 pub const USER_NAMESPACE_TRIAL: &str = "--try-user-namespace";
 
-pub(super) fn rows(program: Option<PathBuf>) -> Vec<Row> {
+pub(super) fn rows(program: Option<PathBuf>) -> Vec<HostFeature> {
     let mut rows: Vec<_> = [
         ("mount namespace", CloneFlags::CLONE_NEWNS),
         ("process namespace", CloneFlags::CLONE_NEWPID),
@@ -21,7 +21,7 @@ pub(super) fn rows(program: Option<PathBuf>) -> Vec<Row> {
         ("cgroup namespace", CloneFlags::CLONE_NEWCGROUP),
     ]
     .into_iter()
-    .map(|(what, kind)| Row::tried(what, in_thread(move || make(kind))).required())
+    .map(|(what, kind)| HostFeature::tried(what, in_thread(move || make(kind))).required())
     .collect();
     rows.push(user(program).without("pods with a user namespace are refused"));
     rows
@@ -35,20 +35,26 @@ pub(super) fn make(kinds: CloneFlags) -> Result<String, String> {
     }
 }
 
-fn user(program: Option<PathBuf>) -> Row {
+fn user(program: Option<PathBuf>) -> HostFeature {
     const WHAT: &str = "user namespace";
     let Some(program) = program else {
-        return Row::new(WHAT, Availability::Unknown, "the path of the berth binary is not known");
+        return HostFeature::new(WHAT, Availability::Unknown, "the path of the berth binary is not known");
     };
     let child =
         Command::new(program).args(["check", USER_NAMESPACE_TRIAL]).env_clear().stdin(Stdio::null()).output();
     match child {
-        Ok(output) if output.status.success() => Row::new(WHAT, Availability::Yes, "available"),
+        Ok(output) if output.status.success() => HostFeature::new(WHAT, Availability::Yes, "available"),
         Ok(output) => {
             let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-            Row::new(WHAT, Availability::No, if why.is_empty() { output.status.to_string() } else { why })
+            HostFeature::new(
+                WHAT,
+                Availability::No,
+                if why.is_empty() { output.status.to_string() } else { why },
+            )
         }
-        Err(error) => Row::new(WHAT, Availability::Unknown, format!("failed to start the trial: {error}")),
+        Err(error) => {
+            HostFeature::new(WHAT, Availability::Unknown, format!("failed to start the trial: {error}"))
+        }
     }
 }
 

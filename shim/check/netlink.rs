@@ -19,7 +19,7 @@ const HEADER: usize = 16;
 pub(super) enum Family {
     /// Links, addresses, routes (rtnetlink(7)).
     Route,
-    /// nftables.
+    /// The messages of nftables.
     Netfilter,
 }
 

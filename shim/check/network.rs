@@ -3,28 +3,28 @@
 use nix::sched::CloneFlags;
 
 use super::netlink::{Family, Message, attribute, nested, request, text};
-use super::{Availability, Row, in_thread, namespaces};
+use super::{Availability, HostFeature, in_thread, namespaces};
 
 const NLM_F_EXCL: u16 = 0x200;
 const NLM_F_CREATE: u16 = 0x400;
 /// The index of the first device, by which others name it as their parent.
 const PARENT: i32 = 1000;
 
-pub(super) fn rows() -> Vec<Row> {
+pub(super) fn rows() -> Vec<HostFeature> {
     vec![
-        Row::tried("nftables", in_namespace(nftables))
+        HostFeature::tried("nftables", in_namespace(nftables))
             .without("no masquerade: pods reach only hosts that route back to their addresses")
             .fix("modprobe -a nf_tables nft_masq"),
-        Row::tried("veth device", in_namespace(|| link("veth", None)))
+        HostFeature::tried("veth device", in_namespace(|| link("veth", None)))
             .without("pods have the host's network or none")
             .fix("modprobe veth"),
-        Row::tried("bridge device", in_namespace(|| link("bridge", None)))
+        HostFeature::tried("bridge device", in_namespace(|| link("bridge", None)))
             .without("the built-in network is not ready; ptp and macvlan networks are")
             .fix("modprobe bridge"),
-        Row::tried("macvlan device", in_namespace(|| on_veth("macvlan")))
+        HostFeature::tried("macvlan device", in_namespace(|| on_veth("macvlan")))
             .without("macvlan networks are not ready")
             .fix("modprobe macvlan"),
-        Row::tried("ipvlan device", in_namespace(|| on_veth("ipvlan")))
+        HostFeature::tried("ipvlan device", in_namespace(|| on_veth("ipvlan")))
             .without("ipvlan networks are not ready")
             .fix("modprobe ipvlan"),
         forwarding(),
@@ -32,16 +32,18 @@ pub(super) fn rows() -> Vec<Row> {
 }
 
 /// Checks whether firewall rules of other programs drop packets that pods of the built-in network send to other hosts.
-fn forwarding() -> Row {
+fn forwarding() -> HostFeature {
     let network = crate::config::Config::default().network;
     let builtin = berth_cni::Builtin { bridge: network.bridge, subnets: network.subnets, mtu: network.mtu };
     let what = "forwarding for pods";
     let row = match berth_cni::obstacle(&builtin) {
-        Ok(None) => Row::new(what, Availability::Yes, "no firewall rule drops it"),
-        Ok(Some(why)) => Row::new(what, Availability::No, why).fix(permit(&builtin.bridge)),
-        Err(error) => {
-            Row::new(what, Availability::Unknown, format!("failed to read the firewall rules: {error}"))
-        }
+        Ok(None) => HostFeature::new(what, Availability::Yes, "no firewall rule drops it"),
+        Ok(Some(why)) => HostFeature::new(what, Availability::No, why).fix(permit(&builtin.bridge)),
+        Err(error) => HostFeature::new(
+            what,
+            Availability::Unknown,
+            format!("failed to read the firewall rules: {error}"),
+        ),
     };
     row.without("pods do not reach other hosts, and the network is not ready")
 }

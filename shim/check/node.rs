@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use super::{Availability, Row};
+use super::{Availability, HostFeature};
 use crate::config::Config;
 
 /// The file to which hints write sysctls, so that they survive a reboot.
@@ -28,7 +28,7 @@ const RUNTIMES: [(&str, &str, &str); 4] = [
 const OTHER_NETWORKS: [&str; 4] = ["containerd", "crio", "podman", "docker"];
 
 /// Reads the settings of this node.
-pub(super) fn rows(config: &Config) -> Vec<Row> {
+pub(super) fn rows(config: &Config) -> Vec<HostFeature> {
     let root = Path::new("/");
     let mut rows = sysctls(root);
     rows.push(swap(root));
@@ -111,12 +111,12 @@ const SYSCTLS: [Sysctl; 7] = [
     },
 ];
 
-fn sysctls(root: &Path) -> Vec<Row> {
+fn sysctls(root: &Path) -> Vec<HostFeature> {
     SYSCTLS.iter().map(|sysctl| sysctl.row(root)).collect()
 }
 
 impl Sysctl {
-    fn row(&self, root: &Path) -> Row {
+    fn row(&self, root: &Path) -> HostFeature {
         let Self { what, name, least, value, without, before } = self;
         let file = root.join("proc/sys").join(name.replace('.', "/"));
         let (found, detail) = match fs::read_to_string(&file) {
@@ -127,28 +127,28 @@ impl Sysctl {
             Err(_) => (Availability::No, format!("{name} does not exist")),
         };
         let fix = format!("{before}echo '{name} = {value}' >> {SYSCTL_FILE} && sysctl --system");
-        Row::new(*what, found, detail).without(without).fix(fix)
+        HostFeature::new(*what, found, detail).without(without).fix(fix)
     }
 }
 
 /// Reads the devices of swap (proc_swaps(5)); the first line is a header.
-fn swap(root: &Path) -> Row {
+fn swap(root: &Path) -> HostFeature {
     let row = match fs::read_to_string(root.join("proc/swaps")) {
         Ok(text) => {
             let devices: Vec<_> =
                 text.lines().skip(1).filter_map(|line| line.split_whitespace().next()).collect();
             let detail = if devices.is_empty() { "no swap".to_owned() } else { devices.join(", ") };
-            Row::new("swap off", devices.is_empty(), detail)
+            HostFeature::new("swap off", devices.is_empty(), detail)
         }
         // The kernel has no swap at all.
-        Err(_) => Row::new("swap off", true, "no swap"),
+        Err(_) => HostFeature::new("swap off", true, "no swap"),
     };
     row.without("the kubelet does not start, unless its failSwapOn is false")
         .fix("swapoff -a && sed -i '/[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab")
 }
 
 /// Checks the free space and inodes of the disk of a folder, which may not exist yet.
-fn disk(folder: &Path) -> Vec<Row> {
+fn disk(folder: &Path) -> Vec<HostFeature> {
     let existing = folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let (space, inodes) =
         (format!("space of {}", folder.display()), format!("inodes of {}", folder.display()));
@@ -162,7 +162,7 @@ fn disk(folder: &Path) -> Vec<Row> {
             ]
         }
         Err(errno) => [space, inodes]
-            .map(|what| Row::new(what, Availability::Unknown, format!("failed to stat: {errno}")))
+            .map(|what| HostFeature::new(what, Availability::Unknown, format!("failed to stat: {errno}")))
             .into(),
     };
     rows.into_iter()
@@ -170,26 +170,26 @@ fn disk(folder: &Path) -> Vec<Row> {
         .collect()
 }
 
-fn free(what: String, free: u64, total: u64, least: u64, detail: &str) -> Row {
+fn free(what: String, free: u64, total: u64, least: u64, detail: &str) -> HostFeature {
     match free.saturating_mul(100).checked_div(total) {
-        Some(percent) => Row::new(what, percent >= least, format!("{percent} %, {detail}")),
-        None => Row::new(what, true, "no limit"),
+        Some(percent) => HostFeature::new(what, percent >= least, format!("{percent} %, {detail}")),
+        None => HostFeature::new(what, true, "no limit"),
     }
 }
 
-fn clock() -> Row {
+fn clock() -> HostFeature {
     let (found, detail) = match berth_runtime::sys::clock::is_synchronized() {
         Ok(true) => (Availability::Yes, "by a time service".to_owned()),
         Ok(false) => (Availability::No, "no time service adjusts the clock".to_owned()),
         Err(error) => (Availability::Unknown, error.to_string()),
     };
-    Row::new("clock synchronized", found, detail)
+    HostFeature::new("clock synchronized", found, detail)
         .without("certificates and tokens can be rejected")
         .fix("timedatectl set-ntp true")
 }
 
 /// Looks for other runtimes that answer on their socket. A socket without a listener is left over.
-fn runtimes(root: &Path, own: &Path) -> Row {
+fn runtimes(root: &Path, own: &Path) -> HostFeature {
     let running: Vec<_> = RUNTIMES
         .iter()
         .map(|(name, socket, units)| (name, root.join(socket.trim_start_matches('/')), units))
@@ -199,14 +199,14 @@ fn runtimes(root: &Path, own: &Path) -> Row {
         running.iter().map(|(name, socket, _)| format!("{name} ({})", socket.display())).collect();
     let units: Vec<_> = running.iter().map(|(.., units)| **units).collect();
     let detail = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-    Row::new("no other runtime", running.is_empty(), detail)
+    HostFeature::new("no other runtime", running.is_empty(), detail)
         .without("a kubelet that uses the other runtime does not see berth's pods")
         .fix(format!("systemctl disable --now {}", units.join(" ")))
 }
 
 /// Looks for networks of other runtimes in the folder of CNI configurations. berth uses the first one that it finds there
 /// instead of the built-in network.
-fn networks(folder: &Path) -> Row {
+fn networks(folder: &Path) -> HostFeature {
     let mut files: Vec<PathBuf> =
         fs::read_dir(folder).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path())).collect();
     files.retain(|path| {
@@ -217,7 +217,7 @@ fn networks(folder: &Path) -> Row {
     files.sort();
     let files: Vec<_> = files.iter().map(|path| path.display().to_string()).collect();
     let detail = if files.is_empty() { "none".to_owned() } else { files.join(", ") };
-    Row::new("no network of another runtime", files.is_empty(), detail)
+    HostFeature::new("no network of another runtime", files.is_empty(), detail)
         .without("pods get that network, which can lack its plugins")
         .fix(
             files

@@ -2,12 +2,12 @@
 
 use std::fmt::Write;
 
-use super::{Availability, HostReport, Row};
+use super::{Availability, HostFeature, HostReport};
 
 /// Renders the report as a table.
 #[must_use]
 pub fn render(report: &HostReport, terminal: bool) -> String {
-    let width = |column: fn(&Row) -> usize, least: usize| {
+    let width = |column: fn(&HostFeature) -> usize, least: usize| {
         report.rows.iter().map(column).max().unwrap_or(0).clamp(least, 60)
     };
     let what = width(|row| row.what.len(), 4);
@@ -35,7 +35,7 @@ pub fn render(report: &HostReport, terminal: bool) -> String {
 pub fn hints(report: &HostReport) -> String {
     let mut text = String::new();
     for row in report.fixable() {
-        let Row { what, detail, without, .. } = row;
+        let HostFeature { what, detail, without, .. } = row;
         let command = row.hint().unwrap_or_default();
         text += &format!("\n# {what}: {detail}: {without}\n{command}\n");
     }
@@ -53,7 +53,7 @@ pub fn summary_of_hints(report: &HostReport) -> String {
 }
 
 /// The mark of a row, four columns wide without its colours.
-fn mark(row: &Row, terminal: bool) -> String {
+fn mark(row: &HostFeature, terminal: bool) -> String {
     let (word, colour) = match row.found {
         Availability::Yes => ("yes", 32),
         Availability::No if row.required => ("NO", 31),
@@ -69,9 +69,9 @@ mod tests {
 
     fn report() -> HostReport {
         let rows = vec![
-            Row::new("kernel", Availability::Yes, "Linux 6.18").required(),
-            Row::new("overlayfs", Availability::No, "no such device").required(),
-            Row::new("AppArmor", Availability::No, "not enabled").without("it is ignored"),
+            HostFeature::new("kernel", Availability::Yes, "Linux 6.18").required(),
+            HostFeature::new("overlayfs", Availability::No, "no such device").required(),
+            HostFeature::new("AppArmor", Availability::No, "not enabled").without("it is ignored"),
         ];
         HostReport { fit: false, rows }
     }
@@ -94,9 +94,11 @@ berth does not run here. Missing: overlayfs (no such device).
         let mut report = report();
         assert_eq!((hints(&report), summary_of_hints(&report)), (String::new(), String::new()));
         report.rows.push(
-            Row::new("swap off", Availability::No, "/dev/sda2").without("no kubelet").fix("swapoff -a"),
+            HostFeature::new("swap off", Availability::No, "/dev/sda2")
+                .without("no kubelet")
+                .fix("swapoff -a"),
         );
-        report.rows.push(Row::new("bridge", Availability::Yes, "available").fix("modprobe bridge"));
+        report.rows.push(HostFeature::new("bridge", Availability::Yes, "available").fix("modprobe bridge"));
         assert_eq!(hints(&report), "\n# swap off: /dev/sda2: no kubelet\nswapoff -a\n");
         assert!(summary_of_hints(&report).starts_with("1 setting"));
     }

@@ -7,7 +7,7 @@ use clap::Args;
 
 use berth_image::printable;
 
-use super::Source;
+use super::ConfigSource;
 use crate::check::{HostReport, host, namespaces, table};
 use crate::config::mistakes;
 
@@ -30,7 +30,7 @@ pub struct CheckArgs {
     #[arg(long)]
     strict: bool,
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
     /// Try to create a user namespace in this process, and do nothing else
     #[arg(long, hide = true)]
     try_user_namespace: bool,

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 
 use berth_image::printable;
 
-use super::Source;
+use super::ConfigSource;
 use crate::cdi;
 use crate::config::{document, mistakes};
 use crate::hook_folders;
@@ -23,10 +23,10 @@ pub struct ConfigArgs {
 #[derive(Clone, Debug, Subcommand)]
 enum Action {
     /// Print the effective configuration: files, drop-ins and flags together
-    Dump(Source),
+    Dump(ConfigSource),
     /// Check the configuration and the files that it names (hosts.toml, registries.conf, credentials, signature
     /// policy, CNI, CDI); exit with code 1 if there are mistakes
-    Check(Source),
+    Check(ConfigSource),
     /// Print the default configuration, with a comment for each key
     Default,
     /// Print a Markdown table of all keys, with their values and flags
@@ -45,7 +45,7 @@ pub(super) fn run(args: ConfigArgs) -> ExitCode {
     }
 }
 
-fn dump(source: Source) -> ExitCode {
+fn dump(source: ConfigSource) -> ExitCode {
     let config = match source.load() {
         Ok(config) => config,
         Err(error) => return super::fail(&error),
@@ -61,7 +61,7 @@ fn dump(source: Source) -> ExitCode {
 
 /// Prints all mistakes. A broken drop-in counts as a mistake here, since the daemon skips it. The files that the
 /// configuration names are checked too: the daemon would report most of their mistakes only when it needs them.
-fn check(source: Source) -> ExitCode {
+fn check(source: ConfigSource) -> ExitCode {
     let (file, layer) = source.parts();
     let (config, mut mistakes) = mistakes(file.as_deref(), layer);
     mistakes.extend(tls::configured(&config).err().map(|error| error.to_string()));

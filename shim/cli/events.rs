@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::format::{short, since, time};
-use super::node::{Endpoint, Node, Output, run as run_command};
+use super::node::{Endpoint, NodeClient, OutputFormat, run as run_command};
 
 /// Arguments of `berth events`.
 #[derive(Clone, Debug, Args)]
@@ -31,7 +31,7 @@ pub struct EventsArgs {
     no_follow: bool,
     /// Set the format of the output; JSON has one object per line
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
     #[command(flatten)]
     endpoint: Endpoint,
 }
@@ -41,7 +41,7 @@ pub(super) fn run(args: EventsArgs) -> ExitCode {
 }
 
 async fn show(args: EventsArgs) -> Result<String, String> {
-    let mut node = Node::connect(args.endpoint.clone()).await?;
+    let mut node = NodeClient::connect(args.endpoint.clone()).await?;
     let failed = |status: tonic::Status| format!("failed to receive events: {}", status.message());
     let since = args.since.map(nanoseconds).unwrap_or_default();
     let request = StreamEventsRequest { since, recent_only: args.no_follow };
@@ -51,8 +51,8 @@ async fn show(args: EventsArgs) -> Result<String, String> {
             continue;
         }
         let line = match args.output {
-            Output::Text => text(&event),
-            Output::Json => object(&event).to_string(),
+            OutputFormat::Text => text(&event),
+            OutputFormat::Json => object(&event).to_string(),
         };
         let mut stdout = std::io::stdout().lock();
         if writeln!(stdout, "{line}").and_then(|()| stdout.flush()).is_err() {

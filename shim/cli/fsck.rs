@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use berth_proto::admin::FsckRequest;
 use berth_proto::admin::admin_client::AdminClient;
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::Source;
+use super::ConfigSource;
+use super::node::OutputFormat;
 use crate::config::Config;
 use crate::fsck::{self, Outcome, Report};
 use crate::inventory::Scope;
@@ -31,18 +32,9 @@ pub struct FsckArgs {
     repair: bool,
     /// Set the format of the output
     #[arg(long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
     #[command(flatten)]
-    source: Source,
-}
-
-/// The format of the output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Output {
-    /// A table.
-    Text,
-    /// JSON.
-    Json,
+    source: ConfigSource,
 }
 
 pub(super) fn run(args: FsckArgs) -> ExitCode {
@@ -59,8 +51,8 @@ pub(super) fn run(args: FsckArgs) -> ExitCode {
         Err(error) => return fail(&error),
     };
     let text = match args.output {
-        Output::Text => report.to_text(super::format::size),
-        Output::Json => match report.to_json() {
+        OutputFormat::Text => report.to_text(super::format::size),
+        OutputFormat::Json => match report.to_json() {
             Ok(text) => text,
             Err(error) => return fail(&error.to_string()),
         },
@@ -76,7 +68,7 @@ fn fail(error: &str) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-async fn checked(source: Source, repair: bool) -> Result<Report, String> {
+async fn checked(source: ConfigSource, repair: bool) -> Result<Report, String> {
     let config = source.load().map_err(|error| error.to_string())?;
     if let Ok(channel) = connect(&config.socket).await {
         let answer = AdminClient::new(channel).max_decoding_message_size(usize::MAX);
@@ -104,7 +96,7 @@ async fn repaired(config: Config) -> Result<Report, String> {
     }
     let daemon = crate::daemon::open(config).await.map_err(|error| error.to_string())?;
     crate::recover::complete(&daemon).await.map_err(|error| error.to_string())?;
-    let rest = fsck::run(&fsck::Parts::of(&daemon), true).await.map_err(|error| error.to_string())?;
+    let rest = fsck::run(&fsck::DaemonParts::of(&daemon), true).await.map_err(|error| error.to_string())?;
     if let Some(socket) = crate::inventory::files::dead_socket(&scope) {
         std::fs::remove_file(&socket.name).map_err(|error| format!("failed to remove {socket}: {error}"))?;
     }

@@ -7,7 +7,7 @@ use berth_proto::admin::LoadImageRequest;
 use berth_proto::admin::admin_client::AdminClient;
 use clap::Args;
 
-use super::Source;
+use super::ConfigSource;
 use crate::server::connect;
 
 /// Arguments of `berth load`.
@@ -17,7 +17,7 @@ pub struct LoadArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
 pub(super) fn run(args: LoadArgs) -> ExitCode {

@@ -6,7 +6,7 @@ use berth_proto::admin::LogLevelRequest;
 use berth_proto::admin::admin_client::AdminClient;
 use clap::Args;
 
-use super::Source;
+use super::ConfigSource;
 use crate::config::value::LogFilter;
 use crate::server::connect;
 
@@ -20,7 +20,7 @@ pub struct LogLevelArgs {
     #[arg(long)]
     reset: bool,
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
 pub(super) fn run(args: LogLevelArgs) -> ExitCode {

@@ -57,7 +57,7 @@ enum Command {
     /// List, pull, load, save, verify and remove images
     Image(image::ImageArgs),
     /// Run a demo pod on this machine, show each step, and remove everything afterwards
-    Demo(crate::demo::Options),
+    Demo(crate::demo::DemoArgs),
     /// Run a built-in CNI plugin for another runtime
     Cni(cni::CniArgs),
     /// Find what belongs to no pod, container or image on this host, and remove it with --repair
@@ -78,7 +78,7 @@ enum Command {
 
 /// The source of the configuration.
 #[derive(Clone, Debug, Args)]
-pub struct Source {
+pub struct ConfigSource {
     /// Read this configuration file, and drop-ins from conf.d beside it [default: /etc/berth/config.toml]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -86,7 +86,7 @@ pub struct Source {
     flags: Flags,
 }
 
-impl Source {
+impl ConfigSource {
     fn load(self) -> Result<Config, ConfigError> {
         let (file, layer) = self.parts();
         load_config(file.as_deref(), layer)

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::format::{age, short, table, time};
 use super::node::select::{container_name, pod_name};
-use super::node::{Endpoint, Node, Output, json, run as run_command};
+use super::node::{Endpoint, NodeClient, OutputFormat, json, run as run_command};
 
 /// Arguments of `berth ps`.
 #[derive(Clone, Debug, Args)]
@@ -24,10 +24,10 @@ pub struct PsArgs {
     pod: Option<String>,
     /// Show only pods or containers in this state (implies --all)
     #[arg(short, long, value_name = "STATE")]
-    state: Option<State>,
+    state: Option<ObjectState>,
     /// Set the format of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
     #[command(flatten)]
     endpoint: Endpoint,
 }
@@ -35,7 +35,7 @@ pub struct PsArgs {
 /// The state of a pod or a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum State {
+pub(super) enum ObjectState {
     /// A pod that runs
     Ready,
     /// A pod that is stopped
@@ -51,7 +51,7 @@ pub(super) enum State {
     Unknown,
 }
 
-impl State {
+impl ObjectState {
     pub(super) fn of_pod(state: PodSandboxState) -> Self {
         match state {
             PodSandboxState::SandboxReady => Self::Ready,
@@ -87,12 +87,12 @@ impl State {
 /// A line: a pod, or a container of the pod above it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
+struct ListedObject {
     namespace: String,
     pod: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     container: Option<String>,
-    state: State,
+    state: ObjectState,
     attempt: u32,
     created_at: String,
     #[serde(skip)]
@@ -107,18 +107,18 @@ pub(super) fn run(args: PsArgs) -> ExitCode {
 }
 
 async fn list(args: PsArgs) -> Result<String, String> {
-    let mut node = Node::connect(args.endpoint.clone()).await?;
+    let mut node = NodeClient::connect(args.endpoint.clone()).await?;
     let (pods, containers) = (node.pods().await?, node.containers().await?);
     let rows = rows(&args, pods, &containers, crate::clock::now());
     match args.output {
-        Output::Json => json(&rows),
-        Output::Text => Ok(text(&rows)),
+        OutputFormat::Json => json(&rows),
+        OutputFormat::Text => Ok(text(&rows)),
     }
 }
 
 /// Returns the selected pods, each followed by its selected containers. A pod whose containers are selected is shown, too.
-fn rows(args: &PsArgs, mut pods: Vec<PodSandbox>, containers: &[Container], now: i64) -> Vec<Row> {
-    let is_selected = |state: State| match args.state {
+fn rows(args: &PsArgs, mut pods: Vec<PodSandbox>, containers: &[Container], now: i64) -> Vec<ListedObject> {
+    let is_selected = |state: ObjectState| match args.state {
         Some(only) => state == only,
         None => args.all || !state.is_over(),
     };
@@ -131,8 +131,8 @@ fn rows(args: &PsArgs, mut pods: Vec<PodSandbox>, containers: &[Container], now:
         if !is_named || args.namespace.as_ref().is_some_and(|wanted| namespace != wanted.as_str()) {
             continue;
         }
-        let state = State::of_pod(pod.state());
-        let row = Row {
+        let state = ObjectState::of_pod(pod.state());
+        let row = ListedObject {
             namespace: namespace.to_owned(),
             pod: name.to_owned(),
             container: None,
@@ -145,9 +145,9 @@ fn rows(args: &PsArgs, mut pods: Vec<PodSandbox>, containers: &[Container], now:
         };
         let mut of_pod: Vec<&Container> = containers.iter().filter(|c| c.pod_sandbox_id == pod.id).collect();
         of_pod.sort_by_key(|container| container.created_at);
-        let selected = of_pod.into_iter().map(|container| Row {
+        let selected = of_pod.into_iter().map(|container| ListedObject {
             container: Some(container_name(container).to_owned()),
-            state: State::of_container(container.state()),
+            state: ObjectState::of_container(container.state()),
             attempt: container.metadata.as_ref().map_or(0, |metadata| metadata.attempt),
             created_at: time(container.created_at),
             age: age(container.created_at, now),
@@ -155,7 +155,7 @@ fn rows(args: &PsArgs, mut pods: Vec<PodSandbox>, containers: &[Container], now:
             image: container.image.as_ref().map(|image| image.image.clone()).unwrap_or_default(),
             ..row.clone()
         });
-        let selected: Vec<Row> = selected.filter(|row| is_selected(row.state)).collect();
+        let selected: Vec<ListedObject> = selected.filter(|row| is_selected(row.state)).collect();
         if is_selected(state) || !selected.is_empty() {
             rows.push(row);
             rows.extend(selected);
@@ -164,7 +164,7 @@ fn rows(args: &PsArgs, mut pods: Vec<PodSandbox>, containers: &[Container], now:
     rows
 }
 
-fn text(rows: &[Row]) -> String {
+fn text(rows: &[ListedObject]) -> String {
     let titles = ["NAMESPACE", "POD", "CONTAINER", "STATE", "AGE", "ATTEMPT", "ID", "IMAGE"];
     let mut lines = vec![titles.map(str::to_owned)];
     lines.extend(rows.iter().map(|row| {

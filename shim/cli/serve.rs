@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use tokio::runtime::Runtime;
 
-use super::Source;
+use super::ConfigSource;
 use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
@@ -23,14 +23,14 @@ use crate::pods::Pods;
 use crate::runtime_service::Runtime as RuntimeService;
 use crate::server::listener::Socket;
 use crate::server::{Claim, serve};
-use crate::stream::Listener;
+use crate::stream::SessionListener;
 use crate::traces;
 
 /// Arguments of `berth serve`.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
 pub(super) fn run(args: ServeArgs) -> ExitCode {
@@ -99,7 +99,7 @@ fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), S
         let folder = config.import_dir.clone().unwrap_or_else(|| config.root.join("import"));
         let store = daemon.images.clone();
         tokio::spawn(async move { store.import_from(folder).await });
-        let sessions = Listener::bind(&config).await.map_err(|error| error.to_string())?;
+        let sessions = SessionListener::bind(&config).await.map_err(|error| error.to_string())?;
         daemon.sessions.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(ContainerAccess::of(&daemon), daemon.sessions.clone()));
         let metrics_socket = serve_metrics(&config, ScrapeSources::of(&daemon)).await?;
@@ -124,7 +124,7 @@ fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), S
 /// Starts to serve metrics, if an address is configured. Returns the unix socket, if they are served on one.
 async fn serve_metrics(config: &Config, sources: ScrapeSources) -> Result<Option<Socket>, String> {
     let Some(address) = &config.metrics_address else { return Ok(None) };
-    let metrics = exposition::Listener::bind(address).await.map_err(|error| error.to_string())?;
+    let metrics = exposition::MetricsListener::bind(address).await.map_err(|error| error.to_string())?;
     let socket = metrics.socket();
     tokio::spawn(metrics.serve(sources));
     Ok(socket)

@@ -12,7 +12,7 @@ use serde::Serialize;
 use std::collections::HashMap;
 
 use super::format::{size, table};
-use super::node::{Endpoint, Node, Output, answer, json, run as run_command};
+use super::node::{Endpoint, NodeClient, OutputFormat, answer, json, run as run_command};
 
 /// The time between the two samples of `--once`.
 const ONE_SAMPLE: Duration = Duration::from_millis(500);
@@ -37,7 +37,7 @@ pub struct TopArgs {
     pods: bool,
     /// Set the format of the output of --once
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
     #[command(flatten)]
     endpoint: Endpoint,
 }
@@ -52,7 +52,7 @@ enum Column {
 /// A line: a pod, or a container of the pod above it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Row {
+struct PodUsage {
     namespace: String,
     pod: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -73,8 +73,8 @@ pub(super) fn run(args: TopArgs) -> ExitCode {
 }
 
 async fn show(args: TopArgs) -> Result<String, String> {
-    let mut node = Node::connect(args.endpoint.clone()).await?;
-    let is_live = std::io::stdout().is_terminal() && !args.once && args.output == Output::Text;
+    let mut node = NodeClient::connect(args.endpoint.clone()).await?;
+    let is_live = std::io::stdout().is_terminal() && !args.once && args.output == OutputFormat::Text;
     let first = sample(&mut node).await?;
     let mut before = times(&first);
     tokio::time::sleep(ONE_SAMPLE).await;
@@ -83,8 +83,8 @@ async fn show(args: TopArgs) -> Result<String, String> {
         let rows = rows(&args, &stats, &before);
         if !is_live {
             return match args.output {
-                Output::Json => json(&rows),
-                Output::Text => Ok(text(&rows)),
+                OutputFormat::Json => json(&rows),
+                OutputFormat::Text => Ok(text(&rows)),
             };
         }
         before = times(&stats);
@@ -108,7 +108,7 @@ fn height() -> u16 {
     rustix::termios::tcgetwinsize(std::io::stdout()).map_or(24, |size| size.ws_row.max(2))
 }
 
-async fn sample(node: &mut Node) -> Result<Vec<PodSandboxStats>, String> {
+async fn sample(node: &mut NodeClient) -> Result<Vec<PodSandboxStats>, String> {
     let request = ListPodSandboxStatsRequest { filter: None };
     Ok(answer("get statistics", node.runtime.list_pod_sandbox_stats(request)).await?.stats)
 }
@@ -154,16 +154,16 @@ fn millicores(before: Option<&(i64, u64)>, now: Option<(i64, u64)>) -> Option<u6
     used.checked_sub(used_before)?.checked_mul(1000)?.checked_div(elapsed)
 }
 
-fn with_memory(row: Row, memory: Option<&MemoryUsage>) -> Row {
-    Row {
+fn with_memory(row: PodUsage, memory: Option<&MemoryUsage>) -> PodUsage {
+    PodUsage {
         memory_working_set_bytes: memory.and_then(|memory| number(memory.working_set_bytes.as_ref())),
         memory_available_bytes: memory.and_then(|memory| number(memory.available_bytes.as_ref())),
         ..row
     }
 }
 
-fn rows(args: &TopArgs, stats: &[PodSandboxStats], before: &Times) -> Vec<Row> {
-    let mut groups: Vec<(Row, Vec<Row>)> = Vec::new();
+fn rows(args: &TopArgs, stats: &[PodSandboxStats], before: &Times) -> Vec<PodUsage> {
+    let mut groups: Vec<(PodUsage, Vec<PodUsage>)> = Vec::new();
     for pod in stats {
         let metadata = pod.attributes.as_ref().and_then(|attributes| attributes.metadata.clone());
         let metadata = metadata.unwrap_or_default();
@@ -172,7 +172,7 @@ fn rows(args: &TopArgs, stats: &[PodSandboxStats], before: &Times) -> Vec<Row> {
         }
         let linux = pod.linux.as_ref();
         let id = pod_id(pod);
-        let row = Row {
+        let row = PodUsage {
             namespace: metadata.namespace,
             pod: metadata.name,
             container: None,
@@ -191,7 +191,7 @@ fn rows(args: &TopArgs, stats: &[PodSandboxStats], before: &Times) -> Vec<Row> {
         let of_pod = containers(pod).filter(|_| !args.pods).map(|container| {
             let id = container_id(container);
             let name = container.attributes.as_ref().and_then(|attributes| attributes.metadata.as_ref());
-            let own = Row {
+            let own = PodUsage {
                 container: Some(name.map(|metadata| metadata.name.clone()).unwrap_or_default()),
                 id: id.to_owned(),
                 cpu_millicores: millicores(before.get(id), processor_time(container.cpu.as_ref())),
@@ -200,7 +200,7 @@ fn rows(args: &TopArgs, stats: &[PodSandboxStats], before: &Times) -> Vec<Row> {
             };
             with_memory(own, container.memory.as_ref())
         });
-        let mut of_pod: Vec<Row> = of_pod.collect();
+        let mut of_pod: Vec<PodUsage> = of_pod.collect();
         sort(&mut of_pod, args.sort, |row| row);
         groups.push((row.clone(), of_pod));
     }
@@ -208,8 +208,8 @@ fn rows(args: &TopArgs, stats: &[PodSandboxStats], before: &Times) -> Vec<Row> {
     groups.into_iter().flat_map(|(pod, containers)| std::iter::once(pod).chain(containers)).collect()
 }
 
-fn sort<T>(rows: &mut [T], by: Column, row: impl Fn(&T) -> &Row) {
-    let name = |of: &Row| (of.namespace.clone(), of.pod.clone(), of.container.clone());
+fn sort<T>(rows: &mut [T], by: Column, row: impl Fn(&T) -> &PodUsage) {
+    let name = |of: &PodUsage| (of.namespace.clone(), of.pod.clone(), of.container.clone());
     rows.sort_by(|a, b| {
         let (a, b) = (row(a), row(b));
         let order = match by {
@@ -221,7 +221,7 @@ fn sort<T>(rows: &mut [T], by: Column, row: impl Fn(&T) -> &Row) {
     });
 }
 
-fn text(rows: &[Row]) -> String {
+fn text(rows: &[PodUsage]) -> String {
     let titles = ["NAMESPACE", "POD", "CONTAINER", "CPU", "MEMORY", "OF LIMIT", "TASKS"];
     let mut lines = vec![titles.map(str::to_owned)];
     let unknown = || "-".to_owned();
@@ -240,7 +240,7 @@ fn text(rows: &[Row]) -> String {
 }
 
 /// The share of the memory limit in percent.
-fn share(row: &Row) -> Option<u64> {
+fn share(row: &PodUsage) -> Option<u64> {
     let (used, available) = (row.memory_working_set_bytes?, row.memory_available_bytes?);
     used.checked_mul(100)?.checked_div(used.checked_add(available)?)
 }
@@ -249,8 +249,8 @@ fn share(row: &Row) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn row(pod: &str, cpu: Option<u64>, memory: u64) -> Row {
-        Row {
+    fn row(pod: &str, cpu: Option<u64>, memory: u64) -> PodUsage {
+        PodUsage {
             namespace: "default".to_owned(),
             pod: pod.to_owned(),
             container: None,
@@ -274,7 +274,7 @@ mod tests {
     #[test]
     fn the_largest_is_first() {
         let mut rows = vec![row("a", None, 10), row("b", Some(5), 20), row("c", Some(7), 5)];
-        let order = |rows: &[Row]| rows.iter().map(|row| row.pod.clone()).collect::<String>();
+        let order = |rows: &[PodUsage]| rows.iter().map(|row| row.pod.clone()).collect::<String>();
         sort(&mut rows, Column::Cpu, |row| row);
         assert_eq!(order(&rows), "cba");
         sort(&mut rows, Column::Memory, |row| row);

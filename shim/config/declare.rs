@@ -3,7 +3,7 @@
 
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
-pub struct Key {
+pub struct ConfigKey {
     /// The table that contains the key; empty for the top level.
     pub table: &'static str,
     /// The name of the key in its table.
@@ -89,7 +89,7 @@ macro_rules! settings {
 
         impl $layer {
             /// The keys of this table, in the order in which they are printed.
-            pub const KEYS: &[Key] = &[$(Key {
+            pub const KEYS: &[ConfigKey] = &[$(ConfigKey {
                 table: $table,
                 name: stringify!($key),
                 about: $about,
@@ -100,7 +100,7 @@ macro_rules! settings {
             },)+];
 
             /// The tables below this one, with the description and the keys of each.
-            pub const TABLES: &[(&'static str, &'static str, &'static [Key])] =
+            pub const TABLES: &[(&'static str, &'static str, &'static [ConfigKey])] =
                 &[$((stringify!($inner), $inner_about, $inner_layer::KEYS),)*];
         }
 

@@ -1,6 +1,6 @@
 //! The keys as documents: the default configuration as a file, and a table for docs/configuration.md.
 
-use super::keys::{self, Key, Layer};
+use super::keys::{self, ConfigKey, Layer};
 use super::{DEFAULT_FILE, DROP_INS};
 
 /// Returns the default configuration as a file with a comment for each key.
@@ -22,8 +22,8 @@ pub fn commented_default() -> Result<String, toml::ser::Error> {
     Ok(text)
 }
 
-fn commented(key: &Key) -> Result<String, toml::ser::Error> {
-    let Key { name, about, .. } = key;
+fn commented(key: &ConfigKey) -> Result<String, toml::ser::Error> {
+    let ConfigKey { name, about, .. } = key;
     Ok(match (keys::default_of(key.table, name)?, key.example) {
         (Some(value), _) => format!("\n# {about}\n{name} = {value}\n"),
         (None, Some(example)) => format!("\n# {about}\n# {name} = {example}\n"),
@@ -70,7 +70,7 @@ pub fn manual_page() -> Result<String, toml::ser::Error> {
     Ok(text + ".SH SEE ALSO\nberth(1), berth\\-serve(1), berth\\-config(1)\n")
 }
 
-fn manual_entry(key: &Key) -> Result<String, toml::ser::Error> {
+fn manual_entry(key: &ConfigKey) -> Result<String, toml::ser::Error> {
     let note = key.note.map(|note| format!(" {}.", capitalized(note))).unwrap_or_default();
     let default = match (keys::default_of(key.table, key.name)?, key.example) {
         (Some(value), _) => format!(" The default is {value}."),

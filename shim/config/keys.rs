@@ -15,7 +15,7 @@ use super::value::{
     LogFormat, Mtu, Name, Names, Parallel, PathList, PluginNames, References, SocketPath, Subnets, Ulimits,
 };
 
-pub use super::declare::Key;
+pub use super::declare::ConfigKey;
 
 settings! {
     "", "The settings of one daemon.", Config, Layer, Flags;
@@ -203,7 +203,7 @@ fn paths(texts: &[&str]) -> Vec<PathBuf> {
 
 /// Returns the keys of a table; the name of the top level is empty.
 #[must_use]
-pub fn of_table(table: &str) -> Option<&'static [Key]> {
+pub fn of_table(table: &str) -> Option<&'static [ConfigKey]> {
     match table {
         "" => Some(Layer::KEYS),
         name => Layer::TABLES.iter().find(|(table, ..)| *table == name).map(|(_, _, keys)| *keys),

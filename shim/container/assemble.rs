@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use berth_image::WritableLayer;
 use berth_proto::v1::{ContainerConfig, LinuxContainerResources, NamespaceMode};
 use berth_runtime::cgroup::CgroupPath;
-use berth_runtime::compile::{self, Context, FdList, PodNamespaces};
+use berth_runtime::compile::{self, FdList, PlanInput, PodNamespaces};
 use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
 use berth_runtime::seccomp::Cache;
 use berth_runtime::{rootfs, users};
@@ -154,7 +154,7 @@ pub fn draft(
 ///
 /// # Errors
 /// The spec contains something impossible, or the host refuses.
-pub fn assemble(
+pub fn build(
     filters: &Cache,
     cgroups: &Cgroups,
     store: &Store,
@@ -177,7 +177,7 @@ pub fn assemble(
     let userns = userns.as_ref().map(AsFd::as_fd);
     let trees = image_volumes(&config, layer, &mut descriptors, userns, mount_label.as_deref())?;
     make_root_for_hooks(&spec, container)?;
-    let context = Context {
+    let context = PlanInput {
         id: container.id.as_str(),
         bundle: container.folder(),
         pid_target: pid_target(store, pod, &config)?,

@@ -33,7 +33,7 @@ use crate::nri::adaptation::NriCreation;
 use crate::nri::events::Notice;
 use crate::oci::resources;
 use crate::oci::{classes, stop_signal, validate};
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::store::container::RecordedUser;
 use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, file};
 use crate::systemd;
@@ -54,7 +54,7 @@ pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfi
     let span = tracing::Span::current();
     span.record("pod", pod.id.as_str());
     operations
-        .join(Key::Create(pod.id.clone(), name.clone()), move |progress| async move {
+        .join(OperationKey::Create(pod.id.clone(), name.clone()), move |progress| async move {
             let _permit = permit;
             if let Some(holder) = daemon.pods.store.container_by_name(&pod.id, &name) {
                 let what = format!("container {name} of pod sandbox {}", pod.id);
@@ -65,7 +65,7 @@ pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfi
             progress.creates(id.as_str());
             let _making = pod.begin_creating(id.clone());
             let undo = UndoStack::default();
-            let creation = Creation { daemon, pod, id, config, progress, undo, nri: None };
+            let creation = ContainerBuilder { daemon, pod, id, config, progress, undo, nri: None };
             creation.run().await.map_err(Status::from)
         })
         .await
@@ -84,7 +84,7 @@ fn check(handlers: &[String], cgroups: &Cgroups, config: &ContainerConfig) -> Re
     Ok(())
 }
 
-struct Creation {
+struct ContainerBuilder {
     daemon: Shared,
     pod: Arc<Pod>,
     id: ContainerId,
@@ -94,7 +94,7 @@ struct Creation {
     nri: Option<NriCreation>,
 }
 
-impl Creation {
+impl ContainerBuilder {
     async fn run(mut self) -> Result<String, CriError> {
         let result = self.run_steps().await.and_then(|container| {
             // StopPodSandbox waits for this operation and kills the containers in the store: none may be added after
@@ -345,7 +345,7 @@ impl Creation {
         let (daemon, pod, container) = (self.daemon.clone(), self.pod.clone(), container.clone());
         blocking(move || {
             let Daemon { filters, cgroups, pods, .. } = &*daemon;
-            assemble::assemble(filters, cgroups, &pods.store, &pod, &container, &layer, draft)
+            assemble::build(filters, cgroups, &pods.store, &pod, &container, &layer, draft)
         })
         .await
     }

@@ -8,7 +8,7 @@ use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::store::Container;
 
-/// ENOMEM.
+/// The error of a call that the memory limit has stopped (ENOMEM).
 const NO_MEMORY: i32 = 12;
 
 /// A limit below this is always too small, even if the kernel has not counted the kill yet.

@@ -13,7 +13,7 @@ use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::keeper::KeeperError;
 use crate::leftovers::{self, Leftover};
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 
@@ -37,7 +37,7 @@ pub async fn remove_container(
     span.record("pod", container.pod.as_str());
     let (removing, cgroups, images) = (pods.clone(), cgroups.clone(), images.clone());
     pods.operations
-        .join(Key::Remove(container.id.clone()), move |progress| async move {
+        .join(OperationKey::Remove(container.id.clone()), move |progress| async move {
             run_steps(&removing, &cgroups, images, &container, &progress)
                 .await
                 .map(|()| String::new())

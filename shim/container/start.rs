@@ -12,7 +12,7 @@ use crate::error::CriError;
 use crate::event::Events;
 use crate::keeper::KeeperError;
 use crate::nri::events::Notice;
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 
@@ -28,7 +28,7 @@ pub async fn start_container(pods: &Arc<Pods>, cgroups: &Cgroups, id: &str) -> R
     span.record("pod", container.pod.as_str());
     let (starting, cgroups) = (pods.clone(), cgroups.clone());
     pods.operations
-        .join(Key::Start(container.id.clone()), move |progress| async move {
+        .join(OperationKey::Start(container.id.clone()), move |progress| async move {
             with_plugins(&starting, &cgroups, &container, &progress)
                 .await
                 .map(|()| String::new())

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use berth_proto::v1::ContainerStatusResponse;
 
 use crate::error::CriError;
-use crate::operation::Key;
+use crate::operation::OperationKey;
 use crate::pods::Pods;
 use crate::store::Container;
 use crate::views::container_status;
@@ -38,7 +38,7 @@ fn info(pods: &Pods, container: &Container) -> Result<HashMap<String, String>, C
         "updateAnnotations": record.update_annotations,
         "operations": pods.operations.describe(|key| matches!(
             key,
-            Key::Start(id) | Key::Stop(id, _) | Key::Remove(id) if *id == container.id
+            OperationKey::Start(id) | OperationKey::Stop(id, _) | OperationKey::Remove(id) if *id == container.id
         )),
     });
     Ok(HashMap::from([("info".to_owned(), info.to_string())]))

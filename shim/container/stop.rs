@@ -11,7 +11,7 @@ use super::exit;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::keeper::KeeperError;
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState, Store};
 
@@ -36,7 +36,7 @@ pub async fn stop_container(
     span.record("pod", container.pod.as_str());
     let (stopping, cgroups) = (pods.clone(), cgroups.clone());
     pods.operations
-        .join(Key::Stop(container.id.clone(), timeout), move |progress| async move {
+        .join(OperationKey::Stop(container.id.clone(), timeout), move |progress| async move {
             run_steps(&stopping, &cgroups, &container, timeout, &progress).await?;
             if matches!(container.state(), ContainerState::Exited(_)) {
                 progress.step("NRI plugins");

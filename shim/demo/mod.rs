@@ -28,7 +28,7 @@ use print::Printer;
 
 /// Arguments of `berth demo`.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Options {
+pub struct DemoArgs {
     /// Show the daemon's log too
     #[arg(long)]
     log: bool,
@@ -85,7 +85,7 @@ impl DemoError {
 
 /// Runs the demo.
 #[must_use]
-pub fn run(options: Options) -> ExitCode {
+pub fn run(options: DemoArgs) -> ExitCode {
     if let Some(why) = unfit() {
         eprintln!("berth demo: {why}");
         return ExitCode::FAILURE;
@@ -118,7 +118,7 @@ fn unfit() -> Option<String> {
     Some(format!("this machine lacks {missing}; see `berth check`"))
 }
 
-async fn everything(options: &Options, printer: &Printer) -> Result<(), DemoError> {
+async fn everything(options: &DemoArgs, printer: &Printer) -> Result<(), DemoError> {
     // Orphans become children of this process (PR_SET_CHILD_SUBREAPER), so that every process that the daemon leaves
     // is found.
     nix::sys::prctl::set_child_subreaper(true)

@@ -34,11 +34,11 @@ use subscribers::Subscribers;
 /// an event is created from memory and queued, so all subscribers see the same order.
 #[derive(Debug)]
 pub struct Events {
-    inner: Mutex<Inner>,
+    inner: Mutex<EventState>,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct EventState {
     store: Arc<Store>,
     network: Network,
     subscribers: Subscribers<ContainerEventResponse>,
@@ -66,7 +66,7 @@ impl Events {
     #[must_use]
     pub fn new(store: Arc<Store>, network: Network) -> Self {
         let subscribers = Subscribers::default();
-        let inner = Inner {
+        let inner = EventState {
             store,
             network,
             subscribers,
@@ -160,12 +160,12 @@ impl Events {
         inner.subscribers.add(&first)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, EventState> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Inner {
+impl EventState {
     fn publish_container(&mut self, container: &Container, kind: ContainerEventType) {
         let pod = self.store.pod(container.pod.as_str()).ok();
         if !self.recovered && kind == ContainerEventType::ContainerStoppedEvent {

@@ -17,7 +17,7 @@ use berth_runtime::sys::socket;
 use berth_runtime::wire::{Call, Detachment};
 
 use super::access::keeper_of;
-use super::session::{Control, Reader, Session, SessionEnd, SessionStreams, Writer};
+use super::session::{Control, OutputReader, Session, SessionEnd, SessionStreams, Writer};
 use crate::descriptors;
 use crate::error::CriError;
 use crate::keeper::KeeperClient;
@@ -93,7 +93,7 @@ fn streams_for(requested: RequestedStreams) -> std::io::Result<(SessionStreams, 
         if is_requested {
             let (ours, theirs) =
                 socket::stream_pair(CLIENT_BUFFER).map_err(|error| Error::from_raw_os_error(error.raw()))?;
-            *stream = Some(Reader::new(ours)?);
+            *stream = Some(OutputReader::new(ours)?);
             descriptors.push(theirs);
         }
     }

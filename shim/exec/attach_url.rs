@@ -13,11 +13,7 @@ use crate::store::Store;
 /// # Errors
 /// `NotFound`; `InvalidArgument` if no stream is requested, or stderr with a terminal; `FailedPrecondition`
 /// if the container does not run; `ResourceExhausted`.
-pub fn attach_url(
-    store: &Store,
-    sessions: &SessionUrls,
-    request: &AttachRequest,
-) -> Result<String, CriError> {
+pub fn create(store: &Store, sessions: &SessionUrls, request: &AttachRequest) -> Result<String, CriError> {
     let container = store.container(&request.container_id)?;
     let AttachRequest { stdin, stdout, stderr, tty, .. } = *request;
     let requested = validated(RequestedStreams { stdin, stdout, stderr, tty })?;

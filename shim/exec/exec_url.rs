@@ -12,7 +12,7 @@ use crate::store::Store;
 /// # Errors
 /// `NotFound`; `InvalidArgument` if the command is empty, no stream is requested, or stderr with a terminal;
 /// `FailedPrecondition` if the container does not run; `ResourceExhausted`.
-pub fn exec_url(store: &Store, sessions: &SessionUrls, request: ExecRequest) -> Result<String, CriError> {
+pub fn create(store: &Store, sessions: &SessionUrls, request: ExecRequest) -> Result<String, CriError> {
     let container = store.container(&request.container_id)?;
     if request.cmd.is_empty() {
         return Err(CriError::invalid("cmd", "is empty"));

@@ -15,12 +15,12 @@ const CHUNK: usize = 64 << 10;
 
 /// One output stream of a command.
 #[derive(Debug)]
-pub struct Output {
+pub struct CapturedOutput {
     pipe: pipe::Receiver,
     stored: Vec<u8>,
 }
 
-impl Output {
+impl CapturedOutput {
     /// Creates a pipe. Returns its reading end, and the end that the command writes to.
     ///
     /// # Errors
@@ -65,7 +65,7 @@ mod tests {
 
     #[tokio::test]
     async fn output_beyond_the_limit_is_read_and_dropped() {
-        let (mut output, write) = Output::new().unwrap();
+        let (mut output, write) = CapturedOutput::new().unwrap();
         let writer = std::thread::spawn(move || {
             let mut file = std::fs::File::from(write);
             file.write_all(&vec![b'x'; LIMIT + 12345]).unwrap();

@@ -46,7 +46,7 @@ pub(super) struct Stdio {
 
 /// A running process. If it is dropped before its end, it is killed with everything that it started.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct ExecProcess {
     handle: Option<ExecHandle>,
     exit: ExitState,
 }
@@ -58,7 +58,7 @@ enum ExitState {
     Reported(Option<i32>),
 }
 
-impl Process {
+impl ExecProcess {
     /// Starts a command. With a terminal, the terminal's master is returned as well. If the caller drops the
     /// future, the process is killed, even if it was stopped before its exec.
     ///
@@ -122,7 +122,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ExecProcess {
     fn drop(&mut self) {
         let Some(handle) = self.handle.take() else { return };
         // An exit that was not seen yet may be caused by this drop: closing a terminal sends SIGHUP, which

@@ -14,8 +14,8 @@ use berth_runtime::sys::pty;
 use berth_runtime::wire::Call;
 
 use super::access::ContainerAccess;
-use super::process::{Process, Stdio};
-pub use super::stream::{Reader, Writer};
+use super::process::{ExecProcess, Stdio};
+pub use super::stream::{OutputReader, Writer};
 use crate::error::CriError;
 use crate::keeper::KeeperClient;
 use crate::session_url::RequestedStreams;
@@ -35,9 +35,9 @@ pub struct SessionStreams {
     /// Input of the process. Shutdown or drop ends the input.
     pub stdin: Option<Writer>,
     /// Output of the process; with a terminal, all its output.
-    pub stdout: Option<Reader>,
+    pub stdout: Option<OutputReader>,
     /// Error output of the process.
-    pub stderr: Option<Reader>,
+    pub stderr: Option<OutputReader>,
 }
 
 /// How a session ended.
@@ -68,7 +68,7 @@ pub struct Session {
 }
 
 enum SessionKind {
-    Exec(Process),
+    Exec(ExecProcess),
     Attached { waiting: EndFuture, end: Option<SessionEnd> },
 }
 
@@ -167,7 +167,7 @@ pub async fn exec_with_size(
     let failed = |error| CriError::internal("create the streams of an exec", error);
     let (mut stdio, mut streams) = pipes_for(requested).map_err(failed)?;
     stdio.size = size.map(|size| (size.width, size.height));
-    let (process, master) = Process::start(access, container, command, stdio).await?;
+    let (process, master) = ExecProcess::start(access, container, command, stdio).await?;
     let mut control = Control::none();
     if requested.tty {
         let master = master
@@ -177,7 +177,7 @@ pub async fn exec_with_size(
             streams.stdin = Some(Writer::new(clone()?, true).map_err(failed)?);
         }
         if requested.stdout {
-            streams.stdout = Some(Reader::new(clone()?).map_err(failed)?);
+            streams.stdout = Some(OutputReader::new(clone()?).map_err(failed)?);
         }
         control.terminal = Terminal::OfExec(Arc::new(master));
     }
@@ -198,11 +198,11 @@ fn pipes_for(requested: RequestedStreams) -> std::io::Result<(Stdio, SessionStre
     }
     if requested.stdout {
         let (read, write) = pipe()?;
-        (stdio.stdout, streams.stdout) = (Some(write), Some(Reader::new(read)?));
+        (stdio.stdout, streams.stdout) = (Some(write), Some(OutputReader::new(read)?));
     }
     if requested.stderr {
         let (read, write) = pipe()?;
-        (stdio.stderr, streams.stderr) = (Some(write), Some(Reader::new(read)?));
+        (stdio.stderr, streams.stderr) = (Some(write), Some(OutputReader::new(read)?));
     }
     Ok((stdio, streams))
 }

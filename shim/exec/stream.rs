@@ -14,12 +14,12 @@ use tokio::net::unix::pipe;
 /// Reads the output of a process. The end is reached when all writers have closed it; for a terminal, when no
 /// process has it open.
 #[derive(Debug)]
-pub struct Reader {
+pub struct OutputReader {
     /// May be a socket or a terminal: they are read by read(2) as a pipe is.
     fd: pipe::Receiver,
 }
 
-impl Reader {
+impl OutputReader {
     /// Reads from a pipe, a socket or the master of a terminal.
     ///
     /// # Errors
@@ -30,7 +30,7 @@ impl Reader {
     }
 }
 
-impl AsyncRead for Reader {
+impl AsyncRead for OutputReader {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -124,7 +124,7 @@ mod tests {
     #[tokio::test]
     async fn a_pipe_is_read_to_its_end_and_closed_by_shutdown() {
         let (read, write) = rustix::pipe::pipe().unwrap();
-        let (mut reader, mut writer) = (Reader::new(read).unwrap(), Writer::new(write, false).unwrap());
+        let (mut reader, mut writer) = (OutputReader::new(read).unwrap(), Writer::new(write, false).unwrap());
         let text = vec![b'x'; 1 << 20];
         let sent = text.clone();
         let sending = tokio::spawn(async move {
@@ -156,7 +156,7 @@ mod tests {
         assert_eq!(got, "no end of line");
         drop(slave);
         let mut echoed = Vec::new();
-        Reader::new(master).unwrap().read_to_end(&mut echoed).await.unwrap();
+        OutputReader::new(master).unwrap().read_to_end(&mut echoed).await.unwrap();
         assert!(echoed.starts_with(b"no end of line"), "{echoed:?}");
     }
 }

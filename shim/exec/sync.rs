@@ -7,8 +7,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use super::access::ContainerAccess;
-use super::output::Output;
-use super::process::{Process, Stdio};
+use super::output::CapturedOutput;
+use super::process::{ExecProcess, Stdio};
 use crate::error::CriError;
 use crate::keeper::KeeperError;
 
@@ -42,7 +42,7 @@ pub async fn exec_sync(
         let id = container.id.clone();
         move || CriError::deadline(format!("exec in container {id} after {timeout} s"))
     };
-    let starting = Process::start(access, container, command.to_vec(), stdio);
+    let starting = ExecProcess::start(access, container, command.to_vec(), stdio);
     // If the start finishes too late, the process is dropped, which kills it.
     let (process, _) = timeout_at(deadline, starting).await.map_err(|_| timed_out())??;
     // A separate task: if the caller goes away, the command is still ended in time.
@@ -54,8 +54,8 @@ pub async fn exec_sync(
     }
 }
 
-fn new_output() -> Result<(Output, std::os::fd::OwnedFd), CriError> {
-    Output::new().map_err(|error| CriError::internal("create a pipe", error))
+fn new_output() -> Result<(CapturedOutput, std::os::fd::OwnedFd), CriError> {
+    CapturedOutput::new().map_err(|error| CriError::internal("create a pipe", error))
 }
 
 enum Unfinished {
@@ -64,9 +64,9 @@ enum Unfinished {
 }
 
 async fn run(
-    mut process: Process,
-    mut stdout: Output,
-    mut stderr: Output,
+    mut process: ExecProcess,
+    mut stdout: CapturedOutput,
+    mut stderr: CapturedOutput,
     deadline: Instant,
 ) -> Result<ExecSyncResponse, Unfinished> {
     let ended = {

@@ -47,19 +47,19 @@ pub enum ExpositionError {
 }
 
 #[derive(Debug)]
-enum Inner {
+enum BoundSocket {
     Tcp(TcpListener),
     Unix(UnixListener),
 }
 
 /// The listening socket of the metrics.
 #[derive(Debug)]
-pub struct Listener {
-    inner: Inner,
+pub struct MetricsListener {
+    inner: BoundSocket,
     socket: Option<Socket>,
 }
 
-impl Listener {
+impl MetricsListener {
     /// Listens on the configured address. A stale unix socket is replaced.
     ///
     /// # Errors
@@ -72,14 +72,14 @@ impl Listener {
                 if let Ok(address) = listener.local_addr() {
                     tracing::info!(%address, "serving metrics");
                 }
-                Ok(Self { inner: Inner::Tcp(listener), socket: None })
+                Ok(Self { inner: BoundSocket::Tcp(listener), socket: None })
             }
             MetricsAddress::Unix(path) => {
                 let (listener, socket) = bind(path)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 let listener = UnixListener::from_std(listener).map_err(failed)?;
                 tracing::info!(%address, "serving metrics");
-                Ok(Self { inner: Inner::Unix(listener), socket: Some(socket) })
+                Ok(Self { inner: BoundSocket::Unix(listener), socket: Some(socket) })
             }
         }
     }
@@ -95,10 +95,10 @@ impl Listener {
         let mut connections = VecDeque::new();
         loop {
             let accepted = match &self.inner {
-                Inner::Tcp(listener) => {
+                BoundSocket::Tcp(listener) => {
                     listener.accept().await.map(|(stream, _)| start(&mut connections, &sources, stream))
                 }
-                Inner::Unix(listener) => {
+                BoundSocket::Unix(listener) => {
                     listener.accept().await.map(|(stream, _)| start(&mut connections, &sources, stream))
                 }
             };

@@ -19,7 +19,7 @@ use http_body_util::Full;
 use prometheus_client::encoding::{prometheus_text, text};
 use prometheus_client::registry::Registry;
 
-pub use listener::{ExpositionError, Listener};
+pub use listener::{ExpositionError, MetricsListener};
 pub use sources::ScrapeSources;
 
 /// The path of the metrics.
@@ -103,7 +103,7 @@ fn encode(sources: &ScrapeSources, format: Format) -> Result<String, std::fmt::E
     let mut registry = Registry::default();
     sources.pods.instruments.register(&mut registry);
     registry.register_collector(Box::new(scrape::Scrape::new(sources.clone())));
-    registry.register_collector(Box::new(process::Process));
+    registry.register_collector(Box::new(process::ProcessMetrics));
     let mut encoded = String::new();
     match format {
         Format::Prometheus => prometheus_text::encode(&mut encoded, &registry)?,

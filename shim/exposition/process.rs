@@ -11,9 +11,9 @@ use rustix::time::{ClockId, clock_gettime};
 
 /// Reads the values when metrics are requested. A value that cannot be read is left out.
 #[derive(Debug)]
-pub(super) struct Process;
+pub(super) struct ProcessMetrics;
 
-impl Collector for Process {
+impl Collector for ProcessMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
         let time = ConstCounter::new(cpu_seconds());
         let help = "Total user and system CPU time spent in seconds";

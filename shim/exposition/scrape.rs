@@ -29,7 +29,7 @@ impl Scrape {
     }
 }
 
-type Labels = Vec<(&'static str, &'static str)>;
+type LabelPairs = Vec<(&'static str, &'static str)>;
 
 impl Collector for Scrape {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), fmt::Error> {
@@ -85,7 +85,12 @@ impl Scrape {
         };
         gauges(encoder, "berth_pods", "Pods by state", by_state(pods))?;
         gauges(encoder, "berth_containers", "Containers by state", by_state(containers))?;
-        gauges(encoder, "berth_keepers", "Keepers that are followed", [(Labels::new(), f64::from(keepers))])
+        gauges(
+            encoder,
+            "berth_keepers",
+            "Keepers that are followed",
+            [(LabelPairs::new(), f64::from(keepers))],
+        )
     }
 
     /// Encodes the operations in flight by their current step. Operations at the same step are added up.
@@ -127,7 +132,7 @@ impl Scrape {
             ConstCounter::new(count).encode(layers.encode_family(&[("source", source)])?)?;
         }
         let images = u32::try_from(self.sources.images.list().len()).unwrap_or(u32::MAX);
-        gauges(encoder, "berth_images", "Images in the store", [(Labels::new(), f64::from(images))])
+        gauges(encoder, "berth_images", "Images in the store", [(LabelPairs::new(), f64::from(images))])
     }
 }
 
@@ -135,7 +140,7 @@ fn gauges(
     encoder: &mut DescriptorEncoder,
     name: &str,
     help: &str,
-    values: impl IntoIterator<Item = (Labels, f64)>,
+    values: impl IntoIterator<Item = (LabelPairs, f64)>,
 ) -> fmt::Result {
     let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in values {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::known::Known;
-use crate::inventory::{Kind, Object, Owner, Place};
+use crate::inventory::{Object, ObjectKind, Owner, Place};
 use crate::store::{ContainerState, PodState};
 
 /// A leftover, or a record whose object is gone.
@@ -39,7 +39,7 @@ fn unowned_one(object: &Object, known: &Known) -> Option<Candidate> {
         return None;
     }
     // A released pod has folders, but nothing that needs a release.
-    let is_folder = matches!(object.kind, Kind::PodFolder | Kind::StateFolder);
+    let is_folder = matches!(object.kind, ObjectKind::PodFolder | ObjectKind::StateFolder);
     let pod = known.pods.get(id);
     let owned_by_pod = pod.is_some_and(|pod| is_folder || pod.holds_resources());
     let owned_by_container = known.containers.contains_key(id);
@@ -60,10 +60,10 @@ fn unowned_one(object: &Object, known: &Known) -> Option<Candidate> {
 /// Returns the records of pods and containers whose object is gone.
 #[must_use]
 pub fn without_object(objects: &[Object], known: &Known) -> Vec<Candidate> {
-    let ids = |kind: Kind| -> BTreeSet<&str> {
+    let ids = |kind: ObjectKind| -> BTreeSet<&str> {
         objects.iter().filter(|object| object.kind == kind).map(|object| object.owner.id()).collect()
     };
-    let (keepers, layers) = (ids(Kind::Keeper), ids(Kind::WritableLayer));
+    let (keepers, layers) = (ids(ObjectKind::Keeper), ids(ObjectKind::WritableLayer));
     let mut candidates = Vec::new();
     for (id, pod) in &known.pods {
         let needs_keeper = match pod.state {
@@ -74,7 +74,7 @@ pub fn without_object(objects: &[Object], known: &Known) -> Vec<Candidate> {
         };
         if needs_keeper && !(keepers.contains(id.as_str()) && pod.this_boot) {
             let reason = if pod.this_boot { "its keeper has ended" } else { "it ran before the last reboot" };
-            candidates.push(record(Kind::PodRecord, Owner::Pod(id.clone()), reason));
+            candidates.push(record(ObjectKind::PodRecord, Owner::Pod(id.clone()), reason));
         }
     }
     for (id, container) in &known.containers {
@@ -86,12 +86,12 @@ pub fn without_object(objects: &[Object], known: &Known) -> Vec<Candidate> {
             (true, false) => "its writable layer is gone",
             (true, true) => continue,
         };
-        candidates.push(record(Kind::ContainerRecord, Owner::Container(id.clone()), reason));
+        candidates.push(record(ObjectKind::ContainerRecord, Owner::Container(id.clone()), reason));
     }
     candidates
 }
 
-fn record(kind: Kind, owner: Owner, reason: &str) -> Candidate {
+fn record(kind: ObjectKind, owner: Owner, reason: &str) -> Candidate {
     let name = owner.id().to_owned();
     Candidate::new(Object { kind, owner, name, place: Place::Record, certain: true }, reason)
 }
@@ -103,7 +103,7 @@ mod tests {
     use super::super::known::{KnownContainer, KnownPod};
     use super::*;
 
-    fn object(kind: Kind, owner: Owner) -> Object {
+    fn object(kind: ObjectKind, owner: Owner) -> Object {
         Object::at(kind, owner, PathBuf::from("/x"))
     }
 
@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn objects_of_known_pods_are_no_leftovers() {
         let of = |id: &str| {
-            [Kind::Keeper, Kind::Link, Kind::PodFolder].map(|kind| object(kind, Owner::Pod(id.to_owned())))
+            [ObjectKind::Keeper, ObjectKind::Link, ObjectKind::PodFolder]
+                .map(|kind| object(kind, Owner::Pod(id.to_owned())))
         };
         let ready = known(PodState::Ready { pause_pid: 7 });
         assert_eq!(unowned(&of("a"), &ready), []);
@@ -135,8 +136,8 @@ mod tests {
 
     #[test]
     fn an_uncertain_object_counts_if_another_one_shows_its_daemon() {
-        let pin = |id: &str| Object { certain: false, ..object(Kind::Pin, Owner::Pod(id.to_owned())) };
-        let objects = [pin("a"), pin("b"), object(Kind::Address, Owner::Pod("b".to_owned()))];
+        let pin = |id: &str| Object { certain: false, ..object(ObjectKind::Pin, Owner::Pod(id.to_owned())) };
+        let objects = [pin("a"), pin("b"), object(ObjectKind::Address, Owner::Pod("b".to_owned()))];
         let found = unowned(&objects, &Known::default());
         assert_eq!(found.iter().map(|found| found.object.owner.id()).collect::<Vec<_>>(), ["b", "b"]);
     }
@@ -147,13 +148,13 @@ mod tests {
         let container =
             KnownContainer { pod: "a".to_owned(), state: ContainerState::Running { pid: 7, started_at: 0 } };
         known.containers.insert("c".to_owned(), container);
-        let cgroups = ["a", "c", "d"].map(|id| object(Kind::Cgroup, Owner::Either(id.to_owned())));
+        let cgroups = ["a", "c", "d"].map(|id| object(ObjectKind::Cgroup, Owner::Either(id.to_owned())));
         assert_eq!(reasons(&unowned(&cgroups, &known)), ["its pod or container has no record"]);
     }
 
     #[test]
     fn records_without_their_object_are_found() {
-        let keeper = object(Kind::Keeper, Owner::Pod("a".to_owned()));
+        let keeper = object(ObjectKind::Keeper, Owner::Pod("a".to_owned()));
         for (state, daemon_runs, expected) in [
             (PodState::Ready { pause_pid: 7 }, true, 1),
             (PodState::Lost, false, 1),
@@ -170,7 +171,7 @@ mod tests {
             let state = ContainerState::Created { pid: 7 };
             known.containers.insert(id.to_owned(), KnownContainer { pod: pod.to_owned(), state });
         }
-        let layers = ["c", "d"].map(|id| object(Kind::WritableLayer, Owner::Container(id.to_owned())));
+        let layers = ["c", "d"].map(|id| object(ObjectKind::WritableLayer, Owner::Container(id.to_owned())));
         let found = without_object(&layers, &known);
         assert_eq!(reasons(&found), ["its pod has no record", "its writable layer is gone"]);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::parts::Parts;
+use super::parts::DaemonParts;
 use crate::ids::{ContainerId, PodId};
 use crate::store::file::{self, FileError};
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, PodRecord, PodState};
@@ -50,7 +50,7 @@ impl Known {
     /// Returns those of a running daemon. An object that is being created moves from one list to the other, so the list of
     /// those is read first and last.
     #[must_use]
-    pub fn of_daemon(daemon: &Parts) -> Self {
+    pub fn of_daemon(daemon: &DaemonParts) -> Self {
         let mut known = Self { creating: creating(daemon), daemon_runs: true, ..Self::default() };
         for container in daemon.pods.store.containers() {
             let (pod, state) = (container.pod.clone().into(), container.state());
@@ -89,7 +89,7 @@ impl Known {
     }
 }
 
-fn creating(daemon: &Parts) -> BTreeSet<String> {
+fn creating(daemon: &DaemonParts) -> BTreeSet<String> {
     let mut creating: BTreeSet<String> =
         daemon.pods.store.creating_pods().into_iter().map(String::from).collect();
     for pod in daemon.pods.store.pods() {

@@ -19,7 +19,7 @@ pub mod repair;
 pub mod report;
 pub mod scan;
 
-pub use parts::Parts;
+pub use parts::DaemonParts;
 pub use report::{Finding, Outcome, Report};
 
 use crate::error::CriError;
@@ -58,14 +58,14 @@ impl From<FsckError> for CriError {
 ///
 /// # Errors
 /// The host or the records cannot be read. Objects that cannot be removed are in the report.
-pub async fn run(daemon: &Parts, repair: bool) -> Result<Report, FsckError> {
+pub async fn run(daemon: &DaemonParts, repair: bool) -> Result<Report, FsckError> {
     let scope = Scope::of(&daemon.config);
     let candidates = scan::certain(&scope, Some(daemon)).await?;
     let mut report = Report::default();
     let sizes = scan::sizes(&candidates).await?;
     for (candidate, bytes) in candidates.into_iter().zip(sizes) {
         let outcome = match repair {
-            true => repair::repair(daemon, &candidate).await,
+            true => repair::apply(daemon, &candidate).await,
             false => Outcome::Found,
         };
         report.findings.push(Finding::new(&candidate, bytes, outcome));
@@ -90,11 +90,11 @@ pub async fn check(scope: &Scope) -> Result<Report, FsckError> {
 ///
 /// # Errors
 /// The host cannot be read.
-pub async fn sweep(daemon: &Parts) -> Result<Report, FsckError> {
+pub async fn sweep(daemon: &DaemonParts) -> Result<Report, FsckError> {
     let candidates = scan::safe(&Scope::of(&daemon.config), daemon).await?;
     let mut report = Report::default();
     for candidate in candidates {
-        let outcome = repair::repair(daemon, &candidate).await;
+        let outcome = repair::apply(daemon, &candidate).await;
         report.findings.push(Finding::new(&candidate, 0, outcome));
     }
     Ok(report)

@@ -12,7 +12,7 @@ use crate::pods::Pods;
 
 /// The parts of a running daemon.
 #[derive(Clone, Debug)]
-pub struct Parts {
+pub struct DaemonParts {
     /// The configuration.
     pub config: Config,
     /// The pods and containers.
@@ -27,7 +27,7 @@ pub struct Parts {
     pub boot_id: String,
 }
 
-impl Parts {
+impl DaemonParts {
     /// Returns the parts of a daemon.
     #[must_use]
     pub fn of(daemon: &Daemon) -> Self {

@@ -7,20 +7,20 @@ use std::path::Path;
 use berth_runtime::client::FoundKeeper;
 
 use super::compare::Candidate;
-use super::parts::Parts;
+use super::parts::DaemonParts;
 use super::report::Outcome;
 use crate::blocking::blocking;
 use crate::container::remove::remove_container;
 use crate::error::CriError;
 use crate::inventory::processes::OwnKeepers;
-use crate::inventory::{Kind, Object, Place};
+use crate::inventory::{Object, ObjectKind, Place};
 use crate::pod::keeper::end_unreachable;
 use crate::pod::stop::stop_pod_sandbox;
 use crate::pod::stopper::PodStopper;
 use crate::store::{ContainerState, file};
 
 /// Removes one leftover.
-pub async fn repair(daemon: &Parts, candidate: &Candidate) -> Outcome {
+pub async fn apply(daemon: &DaemonParts, candidate: &Candidate) -> Outcome {
     match remove(daemon, &candidate.object).await {
         Ok(outcome) => {
             tracing::info!(object = %candidate.object, reason = candidate.reason, ?outcome, "repaired a leftover");
@@ -33,14 +33,14 @@ pub async fn repair(daemon: &Parts, candidate: &Candidate) -> Outcome {
     }
 }
 
-async fn remove(daemon: &Parts, object: &Object) -> Result<Outcome, CriError> {
+async fn remove(daemon: &DaemonParts, object: &Object) -> Result<Outcome, CriError> {
     match &object.place {
         Place::Process(pid) => end_keeper(daemon, *pid, object.owner.id()).await?,
         Place::Cgroup(path) => daemon.cgroups.release(path.to_string()).await?,
         Place::Network(of) => daemon.network.network.remove_object(of).await?,
         Place::Store(folder) => daemon.images.discard(folder).await?,
         Place::Path(path) => match object.kind {
-            Kind::WritableLayer => daemon.images.remove_layer(object.owner.id()).await?,
+            ObjectKind::WritableLayer => daemon.images.remove_layer(object.owner.id()).await?,
             kind => {
                 let path = path.clone();
                 blocking(move || remove_path(kind, &path)).await?;
@@ -52,7 +52,7 @@ async fn remove(daemon: &Parts, object: &Object) -> Result<Outcome, CriError> {
 }
 
 /// Ends a keeper with all processes of its pod, if this process is still that keeper.
-async fn end_keeper(daemon: &Parts, pid: i32, pod: &str) -> Result<(), CriError> {
+async fn end_keeper(daemon: &DaemonParts, pid: i32, pod: &str) -> Result<(), CriError> {
     end_unreachable(&daemon.cgroups, keepers(daemon, pid, pod).await?).await;
     match keepers(daemon, pid, pod).await?.is_empty() {
         true => Ok(()),
@@ -60,7 +60,7 @@ async fn end_keeper(daemon: &Parts, pid: i32, pod: &str) -> Result<(), CriError>
     }
 }
 
-async fn keepers(daemon: &Parts, pid: i32, pod: &str) -> Result<Vec<FoundKeeper>, CriError> {
+async fn keepers(daemon: &DaemonParts, pid: i32, pod: &str) -> Result<Vec<FoundKeeper>, CriError> {
     let (folders, pod) = (daemon.pods.folders.clone(), pod.to_owned());
     blocking(move || {
         let found = OwnKeepers::of(&folders).find();
@@ -71,12 +71,12 @@ async fn keepers(daemon: &Parts, pid: i32, pod: &str) -> Result<Vec<FoundKeeper>
     .await
 }
 
-fn remove_path(kind: Kind, path: &Path) -> Result<(), CriError> {
+fn remove_path(kind: ObjectKind, path: &Path) -> Result<(), CriError> {
     let failed = |error: io::Error| CriError::internal(format!("remove {}", path.display()), error);
     match kind {
-        Kind::Mount => rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH)
+        ObjectKind::Mount => rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH)
             .map_err(|error| failed(error.into())),
-        Kind::TemporaryFile | Kind::Socket => match fs::remove_file(path) {
+        ObjectKind::TemporaryFile | ObjectKind::Socket => match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
             _ => Ok(()),
         },
@@ -86,17 +86,17 @@ fn remove_path(kind: Kind, path: &Path) -> Result<(), CriError> {
 
 /// Repairs a record whose object is gone: the pod is stopped, the container or the image is removed. A client that needs it
 /// creates another one.
-async fn remove_record(daemon: &Parts, object: &Object) -> Result<Outcome, CriError> {
+async fn remove_record(daemon: &DaemonParts, object: &Object) -> Result<Outcome, CriError> {
     let failed = |status: tonic::Status| CriError::internal(format!("repair {object}"), status.message());
     match object.kind {
-        Kind::PodRecord => {
-            let Parts { pods, cgroups, network, .. } = daemon.clone();
+        ObjectKind::PodRecord => {
+            let DaemonParts { pods, cgroups, network, .. } = daemon.clone();
             stop_pod_sandbox(&PodStopper { pods, cgroups, network }, object.owner.id())
                 .await
                 .map_err(failed)?;
             Ok(Outcome::Stopped)
         }
-        Kind::ContainerRecord => {
+        ObjectKind::ContainerRecord => {
             let container = daemon.pods.store.container(object.owner.id());
             if container.is_ok_and(|container| matches!(container.state(), ContainerState::Running { .. })) {
                 return Ok(Outcome::Kept("the container runs: stop or remove it".to_owned()));

@@ -8,11 +8,11 @@ use berth_image::Checked;
 use super::FsckError;
 use super::compare::{Candidate, unowned, without_object};
 use super::known::Known;
-use super::parts::Parts;
+use super::parts::DaemonParts;
 use crate::blocking::blocking;
 use crate::error::CriError;
 use crate::host::boot_id;
-use crate::inventory::{InventoryError, Kind, Object, Owner, Place, Scope};
+use crate::inventory::{InventoryError, Object, ObjectKind, Owner, Place, Scope};
 use crate::inventory::{cgroups, files, network, objects};
 
 /// The time between the two scans. An object that is being removed during one scan is gone in the next.
@@ -23,7 +23,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The host or the records cannot be read.
-pub async fn certain(scope: &Scope, daemon: Option<&Parts>) -> Result<Vec<Candidate>, FsckError> {
+pub async fn certain(scope: &Scope, daemon: Option<&DaemonParts>) -> Result<Vec<Candidate>, FsckError> {
     let found = once(scope, daemon).await?;
     if found.is_empty() {
         return Ok(found);
@@ -36,7 +36,7 @@ pub async fn certain(scope: &Scope, daemon: Option<&Parts>) -> Result<Vec<Candid
 ///
 /// # Errors
 /// The host cannot be read.
-pub async fn safe(scope: &Scope, daemon: &Parts) -> Result<Vec<Candidate>, FsckError> {
+pub async fn safe(scope: &Scope, daemon: &DaemonParts) -> Result<Vec<Candidate>, FsckError> {
     let found = safe_once(scope, daemon).await?;
     if found.is_empty() {
         return Ok(found);
@@ -51,7 +51,7 @@ fn in_both(mut found: Vec<Candidate>, again: Vec<Candidate>) -> Vec<Candidate> {
     found
 }
 
-async fn safe_once(scope: &Scope, daemon: &Parts) -> Result<Vec<Candidate>, FsckError> {
+async fn safe_once(scope: &Scope, daemon: &DaemonParts) -> Result<Vec<Candidate>, FsckError> {
     let listed = scope.clone();
     let objects = blocking(move || {
         let mut objects = cgroups::objects(&listed);
@@ -63,7 +63,7 @@ async fn safe_once(scope: &Scope, daemon: &Parts) -> Result<Vec<Candidate>, Fsck
     Ok(unowned(&objects, &Known::of_daemon(daemon)))
 }
 
-async fn once(scope: &Scope, daemon: Option<&Parts>) -> Result<Vec<Candidate>, FsckError> {
+async fn once(scope: &Scope, daemon: Option<&DaemonParts>) -> Result<Vec<Candidate>, FsckError> {
     // Objects are listed before the records are read: see the module.
     let mut objects = objects(scope).await?;
     let listed = scope.clone();
@@ -107,7 +107,7 @@ async fn unmarked_cgroups(scope: &Scope, found: &[Candidate]) -> Result<Vec<Cand
     Ok(new.map(|cgroup| Candidate::new(cgroup, "its pod or container has no record")).collect())
 }
 
-async fn images(scope: &Scope, daemon: Option<&Parts>) -> Result<Vec<Candidate>, FsckError> {
+async fn images(scope: &Scope, daemon: Option<&DaemonParts>) -> Result<Vec<Candidate>, FsckError> {
     let Checked { unowned, incomplete } = match daemon {
         Some(daemon) => daemon.images.check_folders().await?,
         None => {
@@ -126,7 +126,7 @@ async fn images(scope: &Scope, daemon: Option<&Parts>) -> Result<Vec<Candidate>,
     };
     let record = |image: berth_image::Incomplete| {
         let object = Object {
-            kind: Kind::ImageRecord,
+            kind: ObjectKind::ImageRecord,
             owner: Owner::Daemon,
             name: image.image,
             place: Place::Record,
@@ -146,7 +146,7 @@ pub async fn sizes(candidates: &[Candidate]) -> Result<Vec<u64>, FsckError> {
         .iter()
         .map(|candidate| match &candidate.object.place {
             // The content of a mount does not become free.
-            Place::Path(path) if candidate.object.kind != Kind::Mount => Some(path.clone()),
+            Place::Path(path) if candidate.object.kind != ObjectKind::Mount => Some(path.clone()),
             Place::Store(folder) => Some(folder.path.clone()),
             Place::Network(berth_cni::inventory::Object::Attachment { file, .. }) => Some(file.clone()),
             Place::Network(berth_cni::inventory::Object::Address { folder, address, .. }) => {

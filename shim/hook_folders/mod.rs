@@ -16,7 +16,7 @@ use oci_spec::runtime::Spec;
 
 use crate::oci::hooks;
 use file::HookFile;
-use when::Container;
+use when::ContainerProperties;
 
 /// Adds the matching hooks of all folders to a spec. A file that cannot be used is logged and skipped.
 ///
@@ -37,7 +37,7 @@ pub fn inject(
             }
         };
         let command = spec.process().as_ref().and_then(|process| process.args().as_ref()?.first().cloned());
-        let container = Container { annotations, command: command.as_deref(), has_bind_mounts };
+        let container = ContainerProperties { annotations, command: command.as_deref(), has_bind_mounts };
         if file.when.matches(&container).map_err(|why| format!("{}: {why}", path.display()))? {
             for kind in &file.stages {
                 hooks::add(spec, *kind, file.hook.clone());

@@ -46,9 +46,9 @@ pub(super) struct When {
 
 /// The properties of a container that conditions are about.
 #[derive(Debug)]
-pub(super) struct Container<'a> {
+pub(super) struct ContainerProperties<'a> {
     pub(super) annotations: &'a HashMap<String, String>,
-    /// `process.args[0]`.
+    /// The program of the first process (`process.args[0]`).
     pub(super) command: Option<&'a str>,
     pub(super) has_bind_mounts: bool,
 }
@@ -63,7 +63,7 @@ impl When {
     }
 
     /// Whether a container gets the hook. A condition that is set to false does not match.
-    pub(super) fn matches(&self, container: &Container<'_>) -> Result<bool, String> {
+    pub(super) fn matches(&self, container: &ContainerProperties<'_>) -> Result<bool, String> {
         let annotation = |(key, value): &(Pattern, Pattern)| {
             container.annotations.iter().any(|(name, text)| key.matches(name) && value.matches(text))
         };
@@ -101,8 +101,11 @@ mod tests {
 
     fn matches(when: &When, bind: bool) -> bool {
         let annotations = HashMap::from([("com.example.department".to_owned(), "fluid-dynamics".to_owned())]);
-        let container =
-            Container { annotations: &annotations, command: Some("/usr/bin/init"), has_bind_mounts: bind };
+        let container = ContainerProperties {
+            annotations: &annotations,
+            command: Some("/usr/bin/init"),
+            has_bind_mounts: bind,
+        };
         when.matches(&container).unwrap()
     }
 

@@ -7,13 +7,13 @@ use crate::instruments::{Instruments, PullResult};
 
 /// A pull that is counted when this is dropped: as cancelled, unless its result is known.
 #[derive(Debug)]
-pub(super) struct Pull {
+pub(super) struct MeasuredPull {
     instruments: Arc<Instruments>,
     started: Instant,
     result: PullResult,
 }
 
-impl Pull {
+impl MeasuredPull {
     pub(super) fn start(instruments: Arc<Instruments>) -> Self {
         Self { instruments, started: Instant::now(), result: PullResult::Cancelled }
     }
@@ -24,7 +24,7 @@ impl Pull {
     }
 }
 
-impl Drop for Pull {
+impl Drop for MeasuredPull {
     fn drop(&mut self) {
         self.instruments.pull_ended(self.result, self.started.elapsed());
     }

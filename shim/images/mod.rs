@@ -43,7 +43,7 @@ pub async fn pull(
     spec.image.parse::<Reference>().map_err(|error| CriError::invalid("image.image", format!("{error}")))?;
     check_handler(handlers, spec)?;
     let credentials = auth.map(credentials).transpose()?.flatten();
-    let measured = measured::Pull::start(instruments.clone());
+    let measured = measured::MeasuredPull::start(instruments.clone());
     let pulled = store.pull_name(&spec.image, credentials).await;
     measured.ended(&pulled);
     Ok(pulled?.id.to_string())

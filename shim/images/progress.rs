@@ -9,7 +9,7 @@ use futures_util::stream;
 use tokio::sync::mpsc;
 use tonic::Status;
 
-use super::measured::Pull;
+use super::measured::MeasuredPull;
 use super::report;
 use crate::error::CriError;
 use crate::pods::Pods;
@@ -28,7 +28,7 @@ pub fn pull(
 ) -> ResponseStream<PullProgress> {
     let (sink, messages) = mpsc::channel(4);
     tokio::spawn(async move {
-        let measured = Pull::start(pods.instruments.clone());
+        let measured = MeasuredPull::start(pods.instruments.clone());
         tokio::select! {
             () = sink.closed() => {}
             result = report::pull(&pods.events, &name, follow(&store, &name, credentials, &sink)) => {

@@ -21,7 +21,7 @@ pub async fn pull(
     image: &str,
     pulling: impl Future<Output = Result<String, CriError>>,
 ) -> Result<String, CriError> {
-    let mut report = Report { events, image, ended: false };
+    let mut report = PullReport { events, image, ended: false };
     report.send(NodeEventKind::PullStarted, "");
     let pulled = pulling.await;
     report.ended = true;
@@ -32,13 +32,13 @@ pub async fn pull(
     pulled
 }
 
-struct Report<'a> {
+struct PullReport<'a> {
     events: &'a Events,
     image: &'a str,
     ended: bool,
 }
 
-impl Report<'_> {
+impl PullReport<'_> {
     fn send(&self, kind: NodeEventKind, message: &str) {
         self.events.report(NodeEvent {
             kind: kind.into(),
@@ -49,7 +49,7 @@ impl Report<'_> {
     }
 }
 
-impl Drop for Report<'_> {
+impl Drop for PullReport<'_> {
     fn drop(&mut self) {
         if !self.ended {
             self.send(NodeEventKind::PullFailed, "the client has cancelled the pull");

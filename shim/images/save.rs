@@ -16,7 +16,7 @@ const PIECE: usize = 1 << 20;
 
 /// Saves images. An error is the last message.
 #[must_use]
-pub fn save(store: ImageStore, names: Vec<String>) -> ResponseStream<ArchivePiece> {
+pub fn stream(store: ImageStore, names: Vec<String>) -> ResponseStream<ArchivePiece> {
     let (sink, pieces) = mpsc::channel(2);
     tokio::spawn(async move {
         let pieces = Pieces { sink: sink.clone(), gathered: Vec::new() };

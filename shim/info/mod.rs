@@ -40,7 +40,7 @@ pub fn version() -> VersionResponse {
 pub fn status_of(config: &Config, network: &Network, verbose: bool) -> Result<StatusResponse, CriError> {
     let network = network.status();
     let network =
-        status::Network { ready: network.ready, reason: &network.reason, message: &network.message };
+        status::NetworkReadiness { ready: network.ready, reason: &network.reason, message: &network.message };
     status::response(config, network, check::host(), verbose)
 }
 

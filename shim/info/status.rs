@@ -16,7 +16,7 @@ use crate::error::CriError;
 
 /// Whether pods can have a network, and the reason if not.
 #[derive(Clone, Copy, Debug)]
-pub struct Network<'a> {
+pub struct NetworkReadiness<'a> {
     /// Whether pods can have a network.
     pub ready: bool,
     /// The reason as one word.
@@ -31,7 +31,7 @@ pub struct Network<'a> {
 /// The verbose part cannot be encoded as JSON.
 pub fn response(
     config: &Config,
-    network: Network<'_>,
+    network: NetworkReadiness<'_>,
     host: &HostReport,
     verbose: bool,
 ) -> Result<StatusResponse, CriError> {
@@ -70,7 +70,7 @@ fn runtime_ready(host: &HostReport) -> RuntimeCondition {
     }
 }
 
-fn network_ready(network: Network<'_>) -> RuntimeCondition {
+fn network_ready(network: NetworkReadiness<'_>) -> RuntimeCondition {
     match network.ready {
         true => condition("NetworkReady", true, "", ""),
         false => condition("NetworkReady", false, network.reason, network.message),
@@ -121,12 +121,12 @@ fn text(what: &str, value: &impl Serialize) -> Result<String, CriError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::{Availability, Row};
+    use crate::check::{Availability, HostFeature};
 
-    const NETWORK: Network<'_> = Network { ready: true, reason: "", message: "" };
+    const NETWORK: NetworkReadiness<'_> = NetworkReadiness { ready: true, reason: "", message: "" };
 
     fn host(found: Availability) -> HostReport {
-        let row = Row {
+        let row = HostFeature {
             what: "overlayfs".to_owned(),
             found,
             detail: "no such device".to_owned(),
@@ -155,7 +155,8 @@ mod tests {
         let broken =
             BrokenDropIn { file: "/etc/berth/conf.d/50-x.toml".into(), message: "50-x:3: bad".to_owned() };
         let config = Config { broken_drop_ins: vec![broken], ..Config::default() };
-        let network = Network { ready: false, reason: "NetworkPluginNotReady", message: "10-x:1: bad" };
+        let network =
+            NetworkReadiness { ready: false, reason: "NetworkPluginNotReady", message: "10-x:1: bad" };
         let answer = response(&config, network, &host(Availability::No), false).unwrap();
         let expected = [
             ("RuntimeReady", "this host lacks overlayfs (no such device); see berth check"),

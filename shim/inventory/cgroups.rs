@@ -3,7 +3,7 @@
 
 use berth_runtime::cgroup::{CgroupPath, find, marked};
 
-use super::{Kind, Object, Owner, Place, Scope};
+use super::{Object, ObjectKind, Owner, Place, Scope};
 use crate::systemd;
 
 /// Returns the marked cgroups.
@@ -26,7 +26,7 @@ fn object(path: CgroupPath, certain: bool) -> Object {
     let leaf = path.leaf().unwrap_or_default();
     let id = leaf.strip_prefix("berth-").and_then(|name| name.strip_suffix(".scope")).unwrap_or(leaf);
     Object {
-        kind: Kind::Cgroup,
+        kind: ObjectKind::Cgroup,
         owner: Owner::Either(id.to_owned()),
         name: path.to_string(),
         place: Place::Cgroup(path),

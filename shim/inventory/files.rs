@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::{InventoryError, Kind, Object, Owner, Scope};
+use super::{InventoryError, Object, ObjectKind, Owner, Scope};
 use crate::ids::ContainerId;
 use crate::store::file;
 
@@ -24,11 +24,11 @@ type OwnerOf = fn(String) -> Owner;
 /// A folder cannot be read.
 pub fn folders(scope: &Scope) -> Result<Vec<Object>, InventoryError> {
     let layers = scope.config.root.join("image/containers");
-    let kinds: [(Kind, PathBuf, OwnerOf); 4] = [
-        (Kind::PodFolder, scope.folders.pods(), Owner::Pod),
-        (Kind::StateFolder, scope.folders.pods_state(), Owner::Pod),
-        (Kind::ContainerFolder, scope.folders.containers(), Owner::Container),
-        (Kind::WritableLayer, layers, Owner::Container),
+    let kinds: [(ObjectKind, PathBuf, OwnerOf); 4] = [
+        (ObjectKind::PodFolder, scope.folders.pods(), Owner::Pod),
+        (ObjectKind::StateFolder, scope.folders.pods_state(), Owner::Pod),
+        (ObjectKind::ContainerFolder, scope.folders.containers(), Owner::Container),
+        (ObjectKind::WritableLayer, layers, Owner::Container),
     ];
     let mut objects = Vec::new();
     for (kind, folder, owner) in kinds {
@@ -50,7 +50,7 @@ pub fn dead_socket(scope: &Scope) -> Option<Object> {
     let is_socket = fs::symlink_metadata(path).is_ok_and(|stat| stat.file_type().is_socket());
     let refused =
         || UnixStream::connect(path).is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-    (is_socket && refused()).then(|| Object::at(Kind::Socket, Owner::Daemon, path.clone()))
+    (is_socket && refused()).then(|| Object::at(ObjectKind::Socket, Owner::Daemon, path.clone()))
 }
 
 /// Returns the temporary files of writes that were interrupted. Files that are new may be being written.
@@ -78,7 +78,7 @@ pub fn temporary(scope: &Scope) -> Result<Vec<Object>, InventoryError> {
         let files = file::names_in(&folder)?.into_iter().map(|name| folder.join(name));
         let temporary = files.filter(|file| file.extension().is_some_and(|of| of == extension));
         let stale = temporary.filter(|file| is_stale(file));
-        objects.extend(stale.map(|file| Object::at(Kind::TemporaryFile, Owner::Daemon, file)));
+        objects.extend(stale.map(|file| Object::at(ObjectKind::TemporaryFile, Owner::Daemon, file)));
     }
     Ok(objects)
 }
@@ -133,7 +133,7 @@ mod tests {
             fs::create_dir_all(scope.folders.pods().join(name)).unwrap();
         }
         let path = scope.folders.pods().join(&id);
-        assert_eq!(folders(&scope).unwrap(), [Object::at(Kind::PodFolder, Owner::Pod(id), path)]);
+        assert_eq!(folders(&scope).unwrap(), [Object::at(ObjectKind::PodFolder, Owner::Pod(id), path)]);
         assert_eq!(entries(&scope).unwrap().len(), 3);
     }
 
@@ -149,7 +149,7 @@ mod tests {
         assert_eq!(temporary(&scope).unwrap(), []);
         let old = SystemTime::now() - 2 * STALE;
         File::options().write(true).open(&file).unwrap().set_modified(old).unwrap();
-        assert_eq!(temporary(&scope).unwrap(), [Object::at(Kind::TemporaryFile, Owner::Daemon, file)]);
+        assert_eq!(temporary(&scope).unwrap(), [Object::at(ObjectKind::TemporaryFile, Owner::Daemon, file)]);
     }
 
     #[test]
@@ -161,6 +161,6 @@ mod tests {
         let listener = std::os::unix::net::UnixListener::bind(&scope.config.socket).unwrap();
         assert_eq!(dead_socket(&scope), None);
         drop(listener);
-        assert_eq!(dead_socket(&scope).map(|object| object.kind), Some(Kind::Socket));
+        assert_eq!(dead_socket(&scope).map(|object| object.kind), Some(ObjectKind::Socket));
     }
 }

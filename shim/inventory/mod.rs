@@ -53,7 +53,7 @@ impl InventoryError {
 
 /// The kind of an object, in the order in which objects are removed: what runs comes first, records come last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
+pub enum ObjectKind {
     /// The keeper of a pod, with all processes of the pod.
     Keeper,
     /// A cgroup.
@@ -100,7 +100,7 @@ pub enum Kind {
     ImageRecord,
 }
 
-impl Kind {
+impl ObjectKind {
     /// Returns the name for output.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -131,13 +131,13 @@ impl Kind {
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ObjectKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(self.name())
     }
 }
 
-impl From<UnownedKind> for Kind {
+impl From<UnownedKind> for ObjectKind {
     fn from(kind: UnownedKind) -> Self {
         match kind {
             UnownedKind::Layer => Self::Layer,
@@ -193,7 +193,7 @@ pub enum Place {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Object {
     /// Its kind.
-    pub kind: Kind,
+    pub kind: ObjectKind,
     /// Its owner.
     pub owner: Owner,
     /// Its name for output: a path, a link's name, an address.
@@ -207,7 +207,7 @@ pub struct Object {
 impl Object {
     /// Creates an object that is a file, a folder or a mount point.
     #[must_use]
-    pub fn at(kind: Kind, owner: Owner, path: PathBuf) -> Self {
+    pub fn at(kind: ObjectKind, owner: Owner, path: PathBuf) -> Self {
         Self { kind, owner, name: path.display().to_string(), place: Place::Path(path), certain: true }
     }
 }

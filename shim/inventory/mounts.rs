@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::{InventoryError, Kind, Object, Owner, Scope};
+use super::{InventoryError, Object, ObjectKind, Owner, Scope};
 use crate::ids::ContainerId;
 
 /// Returns the mounts in the folders of pods, containers and layers.
@@ -28,7 +28,7 @@ pub fn objects(scope: &Scope) -> Result<Vec<Object>, InventoryError> {
     let mut objects: Vec<_> = mounts
         .into_iter()
         .filter(inside)
-        .map(|point| Object::at(Kind::Mount, owner_of(&point), point))
+        .map(|point| Object::at(ObjectKind::Mount, owner_of(&point), point))
         .collect();
     // The last mount is removed first.
     objects.reverse();

@@ -6,7 +6,7 @@ use std::io;
 
 use berth_cni::inventory::Object as NetworkObject;
 
-use super::{InventoryError, Kind, Object, Owner, Place, Scope};
+use super::{InventoryError, Object, ObjectKind, Owner, Place, Scope};
 
 /// Lists the objects of pods. Links and nftables elements are those of the calling thread's network namespace.
 ///
@@ -40,18 +40,18 @@ pub fn interfaces() -> io::Result<BTreeSet<String>> {
 
 fn object(place: NetworkObject) -> Object {
     let (kind, name) = match &place {
-        NetworkObject::Link { name, .. } => (Kind::Link, name.clone()),
+        NetworkObject::Link { name, .. } => (ObjectKind::Link, name.clone()),
         NetworkObject::Rules { network, pod, interface } => {
-            (Kind::Rules, format!("{network} {pod} {interface}"))
+            (ObjectKind::Rules, format!("{network} {pod} {interface}"))
         }
         NetworkObject::Address { folder, address, .. } => {
-            (Kind::Address, folder.join(address).display().to_string())
+            (ObjectKind::Address, folder.join(address).display().to_string())
         }
         NetworkObject::Lease { network, interface, address, .. } => {
-            (Kind::Lease, format!("{address} of {interface} in {network}"))
+            (ObjectKind::Lease, format!("{address} of {interface} in {network}"))
         }
-        NetworkObject::Attachment { file, .. } => (Kind::Attachment, file.display().to_string()),
-        NetworkObject::Pin { path, .. } => (Kind::Pin, path.display().to_string()),
+        NetworkObject::Attachment { file, .. } => (ObjectKind::Attachment, file.display().to_string()),
+        NetworkObject::Pin { path, .. } => (ObjectKind::Pin, path.display().to_string()),
     };
     let certain = !matches!(place, NetworkObject::Pin { certain: false, .. });
     Object { kind, owner: Owner::Pod(place.pod().to_owned()), name, place: Place::Network(place), certain }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use berth_runtime::client::{FoundKeeper, find_keepers};
 
-use super::{InventoryError, Kind, Object, Owner, Place, Scope};
+use super::{InventoryError, Object, ObjectKind, Owner, Place, Scope};
 use crate::ids::PodId;
 use crate::store::Folders;
 
@@ -64,7 +64,7 @@ pub fn keepers(scope: &Scope) -> Result<Vec<Object>, InventoryError> {
     let object = |(pod, keeper): (PodId, FoundKeeper)| {
         let pid = keeper.pid();
         Object {
-            kind: Kind::Keeper,
+            kind: ObjectKind::Keeper,
             owner: Owner::Pod(pod.into()),
             name: format!("process {pid}"),
             place: Place::Process(pid),

@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
-use super::{ClientState, KeeperError, KeeperUpdate, Reply, lock};
+use super::{ClientState, KeeperError, KeeperReply, KeeperUpdate, lock};
 
 /// Delays between reconnection attempts: the first one and the longest.
 const RETRY_MIN: Duration = Duration::from_millis(20);
@@ -33,11 +33,11 @@ const STATE_CHANGING_CALLS: [&str; 2] = ["Create", "Start"];
 pub(super) struct QueuedCall {
     call: Call,
     descriptors: Vec<OwnedFd>,
-    reply: oneshot::Sender<Reply>,
+    reply: oneshot::Sender<KeeperReply>,
 }
 
 impl QueuedCall {
-    pub(super) fn new(call: Call, descriptors: Vec<OwnedFd>, reply: oneshot::Sender<Reply>) -> Self {
+    pub(super) fn new(call: Call, descriptors: Vec<OwnedFd>, reply: oneshot::Sender<KeeperReply>) -> Self {
         Self { call, descriptors, reply }
     }
 }
@@ -46,7 +46,7 @@ impl QueuedCall {
 struct PendingCall {
     call: &'static str,
     /// None for the Hello that the driver sends itself.
-    reply: Option<oneshot::Sender<Reply>>,
+    reply: Option<oneshot::Sender<KeeperReply>>,
 }
 
 /// A connection that is registered with tokio.
@@ -247,7 +247,7 @@ impl Driver {
 
     /// Handles the answer to a Hello. Execs that ended while there was no connection are dropped from
     /// `execs`: their exit events are lost.
-    fn handle_snapshot(&mut self, reply: Reply) {
+    fn handle_snapshot(&mut self, reply: KeeperReply) {
         let Ok((Outcome::Hello(snapshot), _)) = reply else { return };
         if let Some(shared) = self.shared.upgrade() {
             shared.protocol.store(snapshot.protocol, Ordering::Relaxed);

@@ -116,7 +116,7 @@ pub enum KeeperUpdate {
 /// [`KeeperClient`] were dropped.
 pub type KeeperUpdates = mpsc::UnboundedReceiver<KeeperUpdate>;
 
-type Reply = Result<(Outcome, Vec<OwnedFd>), KeeperError>;
+type KeeperReply = Result<(Outcome, Vec<OwnedFd>), KeeperError>;
 
 #[derive(Debug)]
 struct ClientState {
@@ -182,7 +182,7 @@ impl KeeperClient {
     ///
     /// # Errors
     /// The keeper refuses the call, does not answer in time or has ended.
-    pub async fn call(&self, call: Call, descriptors: Vec<OwnedFd>) -> Reply {
+    pub async fn call(&self, call: Call, descriptors: Vec<OwnedFd>) -> KeeperReply {
         self.call_with(call, descriptors, Duration::ZERO).await
     }
 
@@ -190,7 +190,7 @@ impl KeeperClient {
     ///
     /// # Errors
     /// As [`KeeperClient::call`].
-    pub async fn call_with(&self, call: Call, descriptors: Vec<OwnedFd>, more: Duration) -> Reply {
+    pub async fn call_with(&self, call: Call, descriptors: Vec<OwnedFd>, more: Duration) -> KeeperReply {
         let span = tracing::trace_span!(
             target: traces::TARGET, "keeper", otel.name = %format_args!("keeper {}", call.name())
         );
@@ -201,7 +201,7 @@ impl KeeperClient {
         reply
     }
 
-    async fn send(&self, call: Call, descriptors: Vec<OwnedFd>, more: Duration) -> Reply {
+    async fn send(&self, call: Call, descriptors: Vec<OwnedFd>, more: Duration) -> KeeperReply {
         // A keeper of an older daemon takes an unknown call for an invalid message and closes the connection.
         if call.since() > self.shared.protocol.load(Ordering::Relaxed) {
             return Err(Failure::Unknown.into());

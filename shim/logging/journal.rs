@@ -52,12 +52,12 @@ impl Journal {
 
 /// The fields of a span or an event, in order.
 #[derive(Debug, Default)]
-struct Fields {
+struct JournalFields {
     message: String,
     others: Vec<(&'static str, String)>,
 }
 
-impl Fields {
+impl JournalFields {
     fn set(&mut self, field: &Field, value: String) {
         if field.name() == "message" {
             self.message = value;
@@ -70,7 +70,7 @@ impl Fields {
     }
 }
 
-impl Visit for Fields {
+impl Visit for JournalFields {
     fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
         self.set(field, format!("{value:?}"));
     }
@@ -86,7 +86,7 @@ where
 {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
         if let Some(span) = context.span(id) {
-            let mut fields = Fields::default();
+            let mut fields = JournalFields::default();
             attributes.record(&mut fields);
             span.extensions_mut().insert(fields);
         }
@@ -94,18 +94,18 @@ where
 
     fn on_record(&self, id: &Id, values: &Record<'_>, context: Context<'_, S>) {
         if let Some(span) = context.span(id)
-            && let Some(fields) = span.extensions_mut().get_mut::<Fields>()
+            && let Some(fields) = span.extensions_mut().get_mut::<JournalFields>()
         {
             values.record(fields);
         }
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut fields = Fields::default();
+        let mut fields = JournalFields::default();
         event.record(&mut fields);
         let mut of_spans = Vec::new();
         for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
-            if let Some(found) = span.extensions().get::<Fields>() {
+            if let Some(found) = span.extensions().get::<JournalFields>() {
                 of_spans.extend(found.others.iter().cloned());
             }
         }
@@ -117,7 +117,7 @@ where
 }
 
 /// Encodes an entry.
-fn entry(level: Level, target: &str, fields: &Fields, of_spans: &[(&'static str, String)]) -> Vec<u8> {
+fn entry(level: Level, target: &str, fields: &JournalFields, of_spans: &[(&'static str, String)]) -> Vec<u8> {
     let mut line = fields.message.clone();
     for (name, value) in fields.others.iter().chain(of_spans) {
         // Writing to a string does not fail.
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn an_entry_has_the_whole_line_and_its_fields() {
-        let fields = Fields {
+        let fields = JournalFields {
             message: "failed to remove cgroup".to_owned(),
             others: vec![("path", "/a".to_owned()), ("error", "two\nlines".to_owned())],
         };

@@ -36,9 +36,9 @@ pub fn start(config: &Config, traces: Option<TracesLayer>) -> Result<LogLevel, S
     started.try_init().map_err(|error| format!("failed to start logging: {error}")).map(|()| level)
 }
 
-type Output = Box<dyn Layer<Registry> + Send + Sync>;
+type BoxedLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-fn output(format: LogFormat) -> Result<Output, String> {
+fn output(format: LogFormat) -> Result<BoxedLayer, String> {
     match format {
         LogFormat::Journald => {
             let journal =
@@ -55,7 +55,7 @@ fn output(format: LogFormat) -> Result<Output, String> {
     }
 }
 
-fn lines(json: bool) -> Output {
+fn lines(json: bool) -> BoxedLayer {
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         // A line that cannot be written is dropped. Reporting the error would write to stderr too, and panics when a

@@ -29,12 +29,12 @@ const MAX_DIFFERENT: usize = 256;
 #[derive(Debug)]
 pub(super) struct Repeats<L> {
     output: L,
-    seen: Mutex<HashMap<u64, Seen>>,
+    seen: Mutex<HashMap<u64, RepeatedWarning>>,
 }
 
 /// A warning in its period.
 #[derive(Debug)]
-struct Seen {
+struct RepeatedWarning {
     began: Instant,
     count: u32,
     message: String,
@@ -52,7 +52,7 @@ impl<L> Repeats<L> {
             let oldest = seen.iter().min_by_key(|(_, warning)| warning.began).map(|(identity, _)| *identity);
             oldest.map(|oldest| seen.remove(&oldest));
         }
-        let warning = seen.entry(identity).or_insert(Seen { began: now, count: 0, message });
+        let warning = seen.entry(identity).or_insert(RepeatedWarning { began: now, count: 0, message });
         warning.count = warning.count.saturating_add(1);
         warning.count <= MOST
     }

@@ -7,7 +7,7 @@ use berth_image::{ImageStore, LayerProgress, Stage, printable};
 use berth_proto::admin::{ListOperationsResponse, OperationInFlight, PluginCall, RunningPull};
 
 use crate::ids::ContainerId;
-use crate::operation::{InFlight, Key};
+use crate::operation::{OperationKey, OperationSnapshot};
 use crate::pods::Pods;
 use crate::store::Store;
 
@@ -30,7 +30,7 @@ pub fn list(pods: &Pods, network: &Network, images: &ImageStore) -> ListOperatio
     }
 }
 
-fn shown(store: &Store, seen: InFlight, now: i64) -> OperationInFlight {
+fn shown(store: &Store, seen: OperationSnapshot, now: i64) -> OperationInFlight {
     let before =
         |elapsed: Duration| now.saturating_sub(i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX));
     let base = OperationInFlight {
@@ -48,21 +48,21 @@ fn shown(store: &Store, seen: InFlight, now: i64) -> OperationInFlight {
         OperationInFlight { container_id, ..of_pod(rpc, pod.unwrap_or_default()) }
     };
     match &seen.key {
-        Key::RunPod(name) => OperationInFlight {
+        OperationKey::RunPod(name) => OperationInFlight {
             namespace: name.namespace().to_owned(),
             name: name.name().to_owned(),
             ..of_pod("RunPodSandbox", created)
         },
-        Key::StopPod(id) => of_pod("StopPodSandbox", id.as_str().to_owned()),
-        Key::RemovePod(id) => of_pod("RemovePodSandbox", id.as_str().to_owned()),
-        Key::Create(pod, name) => OperationInFlight {
+        OperationKey::StopPod(id) => of_pod("StopPodSandbox", id.as_str().to_owned()),
+        OperationKey::RemovePod(id) => of_pod("RemovePodSandbox", id.as_str().to_owned()),
+        OperationKey::Create(pod, name) => OperationInFlight {
             container_id: created,
             name: name.name().to_owned(),
             ..of_pod("CreateContainer", pod.as_str().to_owned())
         },
-        Key::Start(id) => of_container("StartContainer", id),
-        Key::Stop(id, _) => of_container("StopContainer", id),
-        Key::Remove(id) => of_container("RemoveContainer", id),
+        OperationKey::Start(id) => of_container("StartContainer", id),
+        OperationKey::Stop(id, _) => of_container("StopContainer", id),
+        OperationKey::Remove(id) => of_container("RemoveContainer", id),
     }
 }
 

@@ -172,9 +172,9 @@ pub fn container_spec(
         .map_err(|oci| error("config", oci.to_string()))?;
     root.set_path("rootfs".into());
     spec.set_root(Some(root));
-    spec.set_process(Some(process::process(config, pod, image, user, host, &security)?));
+    spec.set_process(Some(process::build(config, pod, image, user, host, &security)?));
     let userns = pod_user_namespace(pod, &security)?;
-    let (mounts, propagation) = mounts::mounts(config, pod, &security, userns.as_ref())?;
+    let (mounts, propagation) = mounts::build(config, pod, &security, userns.as_ref())?;
     spec.set_mounts(Some(mounts));
     // The hostname is that of the pod's UTS namespace.
     spec.set_hostname(None);
@@ -186,7 +186,7 @@ pub fn container_spec(
         linux.set_uid_mappings(Some(userns::mappings(&userns.uids)?));
         linux.set_gid_mappings(Some(userns::mappings(&userns.gids)?));
     }
-    linux.set_resources(Some(resources::resources(config, &security, host)?));
+    linux.set_resources(Some(resources::build(config, &security, host)?));
     linux.set_cgroups_path(Some(cgroup_path.into()));
     linux.set_rootfs_propagation(propagation);
     linux.set_devices(Some(devices::nodes(config, &security, host)?));

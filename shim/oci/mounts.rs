@@ -18,7 +18,7 @@ pub const POD_FILES: [&str; 3] = ["hostname", "hosts", "resolv.conf"];
 const MOUNT_OPTIONS: [&str; 3] = ["noexec", "nodev", "nosuid"];
 
 /// Returns the mounts in the order of mounting, and the propagation of the root that the volumes need.
-pub(super) fn mounts(
+pub(super) fn build(
     config: &ContainerConfig,
     pod: &PodContext<'_>,
     security: &LinuxContainerSecurityContext,
@@ -223,7 +223,7 @@ mod tests {
             files: PodFiles::OfPause,
             runtime_handler: "",
         };
-        Ok(mounts(&config, &pod, &Default::default(), None)?.0)
+        Ok(build(&config, &pod, &Default::default(), None)?.0)
     }
 
     fn at<'m>(mounts: &'m [Mount], destination: &str) -> Vec<&'m Mount> {

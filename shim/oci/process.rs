@@ -10,7 +10,7 @@ use super::{Host, ImageContext, PodContext, Result, User, capabilities, error, n
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Returns the process of a container.
-pub(super) fn process(
+pub(super) fn build(
     config: &ContainerConfig,
     pod: &PodContext<'_>,
     image: &ImageContext<'_>,

@@ -6,7 +6,7 @@ use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResource
 use super::{Host, Result, devices, error};
 
 /// Returns the limits of a container and its device rules.
-pub(super) fn resources(
+pub(super) fn build(
     config: &ContainerConfig,
     security: &LinuxContainerSecurityContext,
     host: &Host,
@@ -196,7 +196,7 @@ mod tests {
         };
         let linux = LinuxContainerConfig { resources: Some(requested), security_context: None };
         let config = ContainerConfig { linux: Some(linux), ..Default::default() };
-        let resources = resources(&config, &Default::default(), &Host::default()).unwrap();
+        let resources = build(&config, &Default::default(), &Host::default()).unwrap();
         let memory = resources.memory().unwrap();
         assert_eq!((memory.limit(), memory.swap()), (Some(1000), Some(1000)));
         let cpu = resources.cpu().clone().unwrap();

@@ -29,7 +29,7 @@ const DEFAULTS: [(PosixRlimitType, u64, u64); 15] = [
     (PosixRlimitType::RlimitStack, 8 << 20, NONE),
 ];
 
-/// `RLIM_INFINITY`.
+/// A resource without a limit (`RLIM_INFINITY`).
 const NONE: u64 = u64::MAX;
 
 const NAMES: [(&str, PosixRlimitType); 16] = [

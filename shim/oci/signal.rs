@@ -5,7 +5,7 @@ use berth_proto::v1::ContainerConfig;
 
 use super::{Result, error};
 
-/// SIGTERM.
+/// The stop signal of a container whose image and config name none: SIGTERM.
 const DEFAULT: i32 = 15;
 
 /// The first and the last real-time signal of programs with glibc (signal(7)).

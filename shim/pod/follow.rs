@@ -16,7 +16,7 @@ use crate::store::Level;
 use crate::store::{Pod, PodState};
 
 /// Follows a pod's keeper until its process ends, or until the pod is released.
-pub fn follow(stopper: &PodStopper, pod: &Arc<Pod>, link: &KeeperClient, mut news: KeeperUpdates) {
+pub fn start(stopper: &PodStopper, pod: &Arc<Pod>, link: &KeeperClient, mut news: KeeperUpdates) {
     let (stopper, pod, process) = (stopper.clone(), pod.clone(), link.process());
     let span = tracing::info_span!(parent: None, "keeper", pod = pod.id.as_str());
     tokio::spawn(

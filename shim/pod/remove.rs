@@ -11,7 +11,7 @@ use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::leftovers::{self, Leftover};
 use crate::nri::events::Notice;
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::store::Level;
 use crate::store::Pod;
 
@@ -29,7 +29,7 @@ pub async fn remove_pod_sandbox(daemon: &Shared, id: &str) -> Result<(), Status>
     let daemon = daemon.clone();
     let operations = daemon.pods.operations.clone();
     operations
-        .join(Key::RemovePod(pod.id.clone()), move |progress| async move {
+        .join(OperationKey::RemovePod(pod.id.clone()), move |progress| async move {
             run_steps(&daemon, &pod, &progress).await.map(|()| String::new())
         })
         .await

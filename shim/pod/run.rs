@@ -28,7 +28,7 @@ use crate::keeper::KeeperClient;
 use crate::lsm::selinux::{Labels, SeLinux, level_of};
 use crate::nri::adaptation::NriCreation;
 use crate::oci::{has_own_uts, pause, validate};
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::seccomp;
 use crate::store::Level;
 use crate::store::pod::{FilesLocation, PodResources};
@@ -55,7 +55,7 @@ pub async fn run_pod_sandbox(
     let permit = descriptors::reserve("run a pod sandbox")?;
     let name = PodName::from(&config.metadata.clone().unwrap_or_default());
     let daemon = daemon.clone();
-    let key = Key::RunPod(name.clone());
+    let key = OperationKey::RunPod(name.clone());
     let operations = daemon.pods.operations.clone();
     let span = tracing::Span::current();
     operations
@@ -68,12 +68,12 @@ pub async fn run_pod_sandbox(
             let _creating = daemon.pods.store.begin_creating(id.clone());
             span.record("pod", id.as_str());
             progress.creates(id.as_str());
-            Creation::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
+            PodBuilder::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
         })
         .await
 }
 
-struct Creation {
+struct PodBuilder {
     daemon: Shared,
     id: PodId,
     config: PodSandboxConfig,
@@ -83,7 +83,7 @@ struct Creation {
     nri: Option<NriCreation>,
 }
 
-impl Creation {
+impl PodBuilder {
     fn new(
         daemon: Shared,
         id: PodId,
@@ -233,7 +233,7 @@ impl Creation {
         self.undo.push("end the keeper", async move { keeper::shut_down(&stopping).await });
         link.hello().await?;
         pod.set_link(Some(link.clone()));
-        follow::follow(&PodStopper::of(&self.daemon), pod, &link, news);
+        follow::start(&PodStopper::of(&self.daemon), pod, &link, news);
         Ok(link)
     }
 

@@ -7,7 +7,7 @@ use berth_proto::v1::PodSandboxStatusResponse;
 
 use crate::error::CriError;
 use crate::oci::{PodContext, sandbox_spec};
-use crate::operation::Key;
+use crate::operation::OperationKey;
 use crate::pods::Pods;
 use crate::store::{Pod, PodState};
 use crate::views::{container_status, pod_status};
@@ -62,9 +62,11 @@ fn info(pods: &Pods, network: &Network, pod: &Pod) -> Result<HashMap<String, Str
     Ok(HashMap::from([("info".to_owned(), info.to_string())]))
 }
 
-fn concerns(key: &Key, pod: &Pod) -> bool {
+fn concerns(key: &OperationKey, pod: &Pod) -> bool {
     match key {
-        Key::StopPod(id) | Key::RemovePod(id) | Key::Create(id, _) => *id == pod.id,
+        OperationKey::StopPod(id) | OperationKey::RemovePod(id) | OperationKey::Create(id, _) => {
+            *id == pod.id
+        }
         _ => false,
     }
 }

@@ -1,4 +1,4 @@
-//! StopPodSandbox.
+//! StopPodSandbox: ends the containers of a pod and releases its resources, except its records.
 
 use tonic::Status;
 

@@ -17,7 +17,7 @@ use crate::ids::ContainerId;
 use crate::leftovers::{self, Leftover};
 use crate::network::PodNetwork;
 use crate::nri::events::Notice;
-use crate::operation::{Key, Progress};
+use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Level, Pod, PodState};
 
@@ -50,7 +50,7 @@ impl PodStopper {
         let (stopper, pod) = (self.clone(), pod.clone());
         let operations = &self.pods.operations;
         operations
-            .join(Key::StopPod(pod.id.clone()), move |progress| async move {
+            .join(OperationKey::StopPod(pod.id.clone()), move |progress| async move {
                 stopper.run_steps(&pod, &progress).await.map(|()| String::new()).map_err(Status::from)
             })
             .await

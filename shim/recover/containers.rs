@@ -41,9 +41,9 @@ pub(super) async fn load(pods: &Pods) -> Result<ContainerCleanup, CriError> {
     Ok(cleanup)
 }
 
-type LoadedRecord = (ContainerId, Result<ContainerRecord, FileError>);
+type LoadedContainer = (ContainerId, Result<ContainerRecord, FileError>);
 
-fn read_all(folders: &Folders) -> Result<Vec<LoadedRecord>, FileError> {
+fn read_all(folders: &Folders) -> Result<Vec<LoadedContainer>, FileError> {
     let mut records = Vec::new();
     for name in file::names_in(&folders.containers())? {
         let Ok(id) = ContainerId::try_from(name.clone()) else {

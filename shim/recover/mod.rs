@@ -108,7 +108,7 @@ async fn finish(daemon: Shared, cleanup: PendingCleanup) {
     );
     sweep_layers(&pods.store, images, &cleanup.layers).await;
     network.sweep(&pods.store).await;
-    sweep_host(&fsck::Parts::of(&daemon)).await;
+    sweep_host(&fsck::DaemonParts::of(&daemon)).await;
     pods.events.recovery_finished();
 }
 
@@ -129,7 +129,7 @@ async fn sweep_layers(store: &Store, images: &ImageStore, layers: &[String]) {
 }
 
 /// Removes objects that no record names: cgroups, pinned network namespaces and temporary files.
-async fn sweep_host(parts: &fsck::Parts) {
+async fn sweep_host(parts: &fsck::DaemonParts) {
     match fsck::sweep(parts).await {
         Ok(report) if report.is_clean() => {}
         Ok(report) => tracing::info!(objects = report.findings.len(), "removed objects without a record"),

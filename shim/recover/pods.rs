@@ -59,9 +59,9 @@ fn record_file(folders: &Folders, id: &PodId) -> PathBuf {
     folders.pod(id).join("pod.json")
 }
 
-type LoadedRecord = (PodId, Result<PodRecord, FileError>);
+type LoadedPod = (PodId, Result<PodRecord, FileError>);
 
-fn read_all(folders: &Folders) -> Result<Vec<LoadedRecord>, FileError> {
+fn read_all(folders: &Folders) -> Result<Vec<LoadedPod>, FileError> {
     let mut records = Vec::new();
     for name in file::names_in(&folders.pods())? {
         let Ok(id) = PodId::try_from(name.clone()) else {
@@ -140,7 +140,7 @@ pub(super) fn follow(stopper: &PodStopper) {
     for pod in stopper.pods.store.pods() {
         let updates: Option<KeeperUpdates> = pod.take_updates();
         if let (Some(link), Some(updates)) = (pod.link(), updates) {
-            follow::follow(stopper, &pod, &link, updates);
+            follow::start(stopper, &pod, &link, updates);
         }
     }
 }

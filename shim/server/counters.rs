@@ -60,14 +60,14 @@ impl Counters {
 
     /// Counts a new call. It counts as abandoned if the result is dropped without an answer.
     #[must_use]
-    pub fn begin(self: &Arc<Self>, rpc: &str) -> InFlight {
+    pub fn begin(self: &Arc<Self>, rpc: &str) -> CallInFlight {
         let mut totals = self.lock();
         let name = if totals.len() < MAX_NAMES || totals.contains_key(rpc) { rpc } else { "other" };
         totals.entry(name.to_owned()).or_default().in_flight += 1;
         drop(totals);
         self.instruments.call_began(name);
         self.in_flight.send_modify(|count| *count += 1);
-        InFlight { counters: self.clone(), rpc: name.to_owned(), end: None }
+        CallInFlight { counters: self.clone(), rpc: name.to_owned(), end: None }
     }
 
     /// Returns the totals by RPC.
@@ -126,20 +126,20 @@ impl Counters {
 
 /// A call in flight.
 #[derive(Debug)]
-pub struct InFlight {
+pub struct CallInFlight {
     counters: Arc<Counters>,
     rpc: String,
     end: Option<(CallEnd, Duration)>,
 }
 
-impl InFlight {
+impl CallInFlight {
     /// Marks the call as answered.
     pub fn answered(mut self, code: Code, time: Duration) {
         self.end = Some((CallEnd::Answered(code), time));
     }
 }
 
-impl Drop for InFlight {
+impl Drop for CallInFlight {
     fn drop(&mut self) {
         let (end, time) = self.end.unwrap_or((CallEnd::Abandoned, Duration::ZERO));
         if end == CallEnd::Abandoned {

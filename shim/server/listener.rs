@@ -51,7 +51,7 @@ pub enum ListenError {
 
 /// A listening socket.
 #[derive(Debug)]
-pub struct Listener {
+pub struct CriListener {
     /// The socket's place in the filesystem.
     pub socket: Socket,
     listener: UnixListener,
@@ -83,7 +83,7 @@ impl Socket {
     }
 }
 
-impl Listener {
+impl CriListener {
     /// Returns the stream of connections, which never ends. An error of accept(2) concerns one connection or
     /// a temporary lack of descriptors; it never ends the server.
     pub fn connections(self) -> impl Stream<Item = io::Result<Connection>> + Send {
@@ -135,7 +135,7 @@ fn peer(connection: &UnixStream) -> Option<i32> {
 ///
 /// # Errors
 /// Another process uses the path, or it cannot be used.
-pub async fn listen(path: &Path) -> Result<Listener, ListenError> {
+pub async fn listen(path: &Path) -> Result<CriListener, ListenError> {
     let (listener, socket) = match activated()? {
         Some(activated) => activated,
         None => bind(path)?,
@@ -143,7 +143,7 @@ pub async fn listen(path: &Path) -> Result<Listener, ListenError> {
     let io_error = |error| ListenError::Io { action: "listen on", path: socket.path.clone(), error };
     listener.set_nonblocking(true).map_err(io_error)?;
     let listener = UnixListener::from_std(listener).map_err(io_error)?;
-    Ok(Listener { socket, listener })
+    Ok(CriListener { socket, listener })
 }
 
 /// Returns the socket that systemd passes (sd_listen_fds(3)), if any.
@@ -274,7 +274,7 @@ mod tests {
     async fn the_socket_of_a_successor_is_not_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("berth.sock");
-        let Listener { socket, listener } = listen(&path).await.unwrap();
+        let CriListener { socket, listener } = listen(&path).await.unwrap();
         drop(listener);
         let successor = listen(&path).await.unwrap();
         socket.remove();

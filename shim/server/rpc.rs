@@ -14,7 +14,7 @@ use tower::{Layer, Service};
 use tracing::Instrument;
 use tracing::field::Empty;
 
-use super::counters::{Counters, InFlight};
+use super::counters::{CallInFlight, Counters};
 use crate::traces;
 
 /// Deadline of a call if the client sets none. The kubelet's own is two minutes.
@@ -180,7 +180,7 @@ fn expired(rpc: &str, deadline: Option<Duration>) -> Status {
 }
 
 /// Counts the call and logs its error, if any.
-fn record<E>(rpc: &str, in_flight: InFlight, result: &Result<Response<Body>, E>, time: Duration) {
+fn record<E>(rpc: &str, in_flight: CallInFlight, result: &Result<Response<Body>, E>, time: Duration) {
     // The status of a failed call is in the headers: there is no body, so there are no trailers.
     let status = match result {
         Ok(response) => Status::from_header_map(response.headers()),

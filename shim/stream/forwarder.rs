@@ -77,7 +77,7 @@ async fn reject(rejected: RejectedStream) {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum StreamKind {
     Data,
     Error,
 }
@@ -85,7 +85,7 @@ enum Kind {
 #[derive(Debug)]
 struct Half {
     stream: NewStream,
-    kind: Kind,
+    kind: StreamKind,
     port: u16,
     until: Instant,
 }
@@ -115,8 +115,8 @@ impl Pairs {
             return Err(Box::new(RejectedStream { stream, reason }));
         }
         let (data, error) = match kind {
-            Kind::Data => (stream, other.stream),
-            Kind::Error => (other.stream, stream),
+            StreamKind::Data => (stream, other.stream),
+            StreamKind::Error => (other.stream, stream),
         };
         let NewStream { incoming: from_client, outgoing: to_client, .. } = data;
         Ok(Some(Forwarded { port, from_client, to_client, error: error.outgoing, half_closes: true }))
@@ -134,10 +134,10 @@ impl Pairs {
 }
 
 /// Reads the kind and port of a stream from its headers.
-fn kind_and_port(stream: &NewStream) -> Result<(Kind, u16), String> {
+fn kind_and_port(stream: &NewStream) -> Result<(StreamKind, u16), String> {
     let kind = match stream.headers.get("streamType") {
-        Some("data") => Kind::Data,
-        Some("error") => Kind::Error,
+        Some("data") => StreamKind::Data,
+        Some("error") => StreamKind::Error,
         other => return Err(format!("invalid stream type {other:?}")),
     };
     let port = stream.headers.get("port").unwrap_or_default();
@@ -150,11 +150,11 @@ fn kind_and_port(stream: &NewStream) -> Result<(Kind, u16), String> {
 /// Returns the id that both streams of a pair share. Very old clients send none. They open the error stream
 /// first; the data stream then has the client's next stream number, which is two higher (k8s.io/kubelet,
 /// portforward).
-fn request_id(stream: &NewStream, kind: Kind) -> String {
+fn request_id(stream: &NewStream, kind: StreamKind) -> String {
     match (stream.headers.get("requestID"), kind) {
         (Some(id), _) => id.to_owned(),
-        (None, Kind::Error) => format!("stream {}", stream.id.get()),
-        (None, Kind::Data) => format!("stream {}", stream.id.get().saturating_sub(2)),
+        (None, StreamKind::Error) => format!("stream {}", stream.id.get()),
+        (None, StreamKind::Data) => format!("stream {}", stream.id.get().saturating_sub(2)),
     }
 }
 

@@ -2,8 +2,8 @@
 //! call them with any bytes; the tests here with the corpus in `fuzz/corpus`.
 
 use super::resize;
-use super::spdy::frame::{ControlFrame, HEAD, Head};
-use super::spdy::headers::{Decompressor, HeaderWriter, Headers, MAX_BLOCK};
+use super::spdy::frame::{ControlFrame, HEAD, SpdyFrameHeader};
+use super::spdy::headers::{Decompressor, HeaderWriter, MAX_BLOCK, StreamHeaders};
 use super::websocket::frame::{self, MAX_CONTROL, Order, Part};
 
 /// Parses a SPDY session, up to the first error.
@@ -14,11 +14,11 @@ pub fn spdy(bytes: &[u8]) {
     let mut rest = bytes;
     let mut decompressor = Decompressor::default();
     while let Some((head, after)) = rest.split_first_chunk::<HEAD>() {
-        let Ok(head) = Head::parse(*head) else { return };
-        let (Head::Data { length, .. } | Head::Control { length, .. }) = head;
+        let Ok(head) = SpdyFrameHeader::parse(*head) else { return };
+        let (SpdyFrameHeader::Data { length, .. } | SpdyFrameHeader::Control { length, .. }) = head;
         let Some((payload, after)) = after.split_at_checked(length) else { return };
         rest = after;
-        let Head::Control { kind, flags, .. } = head else { continue };
+        let SpdyFrameHeader::Control { kind, flags, .. } = head else { continue };
         let Ok(control) = ControlFrame::parse(kind, flags, payload) else { return };
         assert_round_trip(&control);
         let (ControlFrame::SynStream { block, .. }
@@ -32,7 +32,7 @@ pub fn spdy(bytes: &[u8]) {
         assert!(block.len() <= MAX_BLOCK, "{} bytes of headers", block.len());
         let again = Decompressor::default().block(&HeaderWriter::default().block(&headers));
         assert_eq!(again.as_ref(), Ok(&headers));
-        assert_eq!(Headers::parse(&block), Ok(headers));
+        assert_eq!(StreamHeaders::parse(&block), Ok(headers));
     }
 }
 
@@ -40,8 +40,8 @@ fn assert_round_trip(control: &ControlFrame<'_>) {
     let mut frame = Vec::new();
     control.encode(&mut frame);
     let Some((head, payload)) = frame.split_first_chunk() else { return };
-    let again = match Head::parse(*head) {
-        Ok(Head::Control { kind, flags, .. }) => ControlFrame::parse(kind, flags, payload).ok(),
+    let again = match SpdyFrameHeader::parse(*head) {
+        Ok(SpdyFrameHeader::Control { kind, flags, .. }) => ControlFrame::parse(kind, flags, payload).ok(),
         _ => None,
     };
     assert_eq!(again.as_ref(), Some(control));
@@ -54,7 +54,7 @@ fn assert_round_trip(control: &ControlFrame<'_>) {
 pub fn websocket(bytes: &[u8]) {
     let mut rest = bytes;
     let mut order = Order::default();
-    while let Ok(Some((head, length))) = frame::Head::parse(rest) {
+    while let Ok(Some((head, length))) = frame::WebSocketFrameHeader::parse(rest) {
         let (_, after) = rest.split_at(length);
         let Ok(part) = order.next(&head) else { return };
         let Some((payload, after)) =

@@ -36,4 +36,4 @@ pub mod upgrade;
 mod waiting;
 pub mod websocket;
 
-pub use server::{Listener, StreamError};
+pub use server::{SessionListener, StreamError};

@@ -67,7 +67,7 @@ pub enum StreamError {
 
 /// The server, listening but not serving yet.
 #[derive(Debug)]
-pub struct Listener {
+pub struct SessionListener {
     listener: TcpListener,
     tls: Option<Arc<TlsHandle>>,
     address: SocketAddr,
@@ -81,7 +81,7 @@ impl std::fmt::Debug for TlsHandle {
     }
 }
 
-impl Listener {
+impl SessionListener {
     /// Listens on the configured address.
     ///
     /// # Errors

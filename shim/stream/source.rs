@@ -10,14 +10,14 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
 /// The source of connections, which share one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Source {
+pub(super) enum ClientSource {
     /// A user of this host.
     User(u32),
     /// Another host or a pod. For IPv6 its /64 network, since a host can use any address in it.
     Host(IpAddr),
 }
 
-impl Source {
+impl ClientSource {
     /// Returns the source of a remote address.
     fn of_address(address: IpAddr) -> Self {
         match address.to_canonical() {
@@ -54,10 +54,10 @@ impl Sources {
     }
 
     /// Returns the source of a connection, given the addresses of its remote and local end.
-    pub(super) fn of(&self, remote: SocketAddr, local: SocketAddr) -> Source {
+    pub(super) fn of(&self, remote: SocketAddr, local: SocketAddr) -> ClientSource {
         match self.user(remote, local) {
-            Some(uid) => Source::User(uid),
-            None => Source::of_address(remote.ip()),
+            Some(uid) => ClientSource::User(uid),
+            None => ClientSource::of_address(remote.ip()),
         }
     }
 
@@ -83,7 +83,7 @@ impl Sources {
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// `NLM_F_REQUEST` (netlink(7)).
 const REQUEST: u16 = 1;
-/// `IPPROTO_TCP`.
+/// The protocol of the sockets that are looked up (`IPPROTO_TCP`).
 const TCP: u8 = 6;
 /// Bytes of `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn the_owner_of_the_other_end_is_found() {
         let sources = Sources::open();
-        let own = Source::User(rustix::process::geteuid().as_raw());
+        let own = ClientSource::User(rustix::process::geteuid().as_raw());
         for address in ["127.0.0.1:0", "[::1]:0"] {
             // A host without IPv6 has no such loopback.
             let Ok(listener) = TcpListener::bind(address) else { continue };
@@ -170,7 +170,7 @@ mod tests {
             assert_eq!(sources.of(remote, local), own, "{address}");
             // A lookup works after an unread reply, and a missing socket has no owner.
             let elsewhere = SocketAddr::new(remote.ip(), 1);
-            assert_eq!(sources.of(elsewhere, local), Source::of_address(remote.ip()));
+            assert_eq!(sources.of(elsewhere, local), ClientSource::of_address(remote.ip()));
             assert_eq!(sources.of(remote, local), own);
             drop(client);
         }
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_network_of_ipv6_is_one_source() {
-        let of = |text: &str| Source::of_address(text.parse().unwrap());
+        let of = |text: &str| ClientSource::of_address(text.parse().unwrap());
         assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
         assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
         assert_eq!(of("::ffff:192.0.2.1"), of("192.0.2.1"));

@@ -76,7 +76,7 @@ pub struct Refusal {
 pub enum Purpose {
     /// Exec and Attach.
     Command,
-    /// PortForward.
+    /// Connections to ports of a pod (PortForward).
     Ports,
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-use super::source::Source;
+use super::source::ClientSource;
 
 /// Limit of all sources together.
 const MAX_PENDING: usize = 256;
@@ -17,7 +17,7 @@ const MAX_PENDING: usize = 256;
 const MAX_PER_SOURCE: usize = 64;
 
 /// Root on this host (the kubelet, crictl) is only limited by the total.
-const ROOT: Source = Source::User(0);
+const ROOT: ClientSource = ClientSource::User(0);
 
 /// The connections that are not a session yet, by age.
 #[derive(Clone, Debug, Default)]
@@ -29,12 +29,12 @@ pub(super) struct PendingConnections {
 struct ConnectionTable {
     next: u64,
     connections: BTreeMap<u64, Entry>,
-    of_source: HashMap<Source, usize>,
+    of_source: HashMap<ClientSource, usize>,
 }
 
 #[derive(Debug)]
 struct Entry {
-    source: Source,
+    source: ClientSource,
     closed: CancellationToken,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct PendingConnection {
 impl PendingConnections {
     /// Registers a new connection. If its source has too many, closes the source's oldest. If there are too
     /// many in total, closes the oldest of the source with the most.
-    pub(super) fn add(&self, source: Source) -> PendingConnection {
+    pub(super) fn add(&self, source: ClientSource) -> PendingConnection {
         let closed = CancellationToken::new();
         let mut table = self.lock();
         let number = table.next;
@@ -73,15 +73,15 @@ impl PendingConnections {
 }
 
 impl ConnectionTable {
-    fn count(&self, source: Source) -> usize {
+    fn count(&self, source: ClientSource) -> usize {
         self.of_source.get(&source).copied().unwrap_or(0)
     }
 
-    fn largest(&self) -> Option<Source> {
+    fn largest(&self) -> Option<ClientSource> {
         self.of_source.iter().max_by_key(|(_, count)| **count).map(|(source, _)| *source)
     }
 
-    fn close_oldest(&mut self, source: Source) {
+    fn close_oldest(&mut self, source: ClientSource) {
         let oldest = self.connections.iter().find(|(_, entry)| entry.source == source);
         if let Some(number) = oldest.map(|(number, _)| *number)
             && let Some(entry) = self.remove(number)
@@ -124,10 +124,10 @@ mod tests {
 
     use super::*;
 
-    const NOBODY: Source = Source::User(65_534);
+    const NOBODY: ClientSource = ClientSource::User(65_534);
 
-    fn host(number: u32) -> Source {
-        Source::Host(IpAddr::V4(Ipv4Addr::from(number)))
+    fn host(number: u32) -> ClientSource {
+        ClientSource::Host(IpAddr::V4(Ipv4Addr::from(number)))
     }
 
     fn open(places: &[PendingConnection]) -> usize {

@@ -22,9 +22,9 @@ pub const TARGET: &str = "berth::trace";
 /// Whether spans are sent.
 static ON: AtomicBool = AtomicBool::new(false);
 
-struct Headers<'a>(&'a HeaderMap);
+struct TraceHeaders<'a>(&'a HeaderMap);
 
-impl Extractor for Headers<'_> {
+impl Extractor for TraceHeaders<'_> {
     fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key)?.to_str().ok()
     }
@@ -40,7 +40,7 @@ pub fn continue_trace(span: &Span, path: &str, headers: &HeaderMap) {
     if !ON.load(Ordering::Relaxed) {
         return;
     }
-    let caller = TraceContextPropagator::new().extract(&Headers(headers));
+    let caller = TraceContextPropagator::new().extract(&TraceHeaders(headers));
     if caller.span().span_context().is_valid() {
         // An error means that the span is not traced.
         drop(span.set_parent(caller));

@@ -58,5 +58,6 @@ mod support;
 mod survival;
 mod systemd;
 mod traces;
+mod type_names;
 mod updates;
 mod userns;

@@ -9,7 +9,7 @@ use crate::support::{Berth, PATIENCE, shell, sleeper};
 use berth::daemon::Shared;
 use berth::exec::ContainerAccess;
 use berth::exec::attach::attach;
-use berth::exec::session::{self, Reader, Session, SessionEnd, TerminalSize, Writer};
+use berth::exec::session::{self, OutputReader, Session, SessionEnd, TerminalSize, Writer};
 use berth::session_url::RequestedStreams;
 use berth_proto::v1::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -139,14 +139,14 @@ async fn within<T>(work: impl Future<Output = T>) -> T {
 }
 
 /// Reads to the end.
-async fn all(reader: &mut Option<Reader>) -> String {
+async fn all(reader: &mut Option<OutputReader>) -> String {
     let mut text = String::new();
     within(reader.as_mut().unwrap().read_to_string(&mut text)).await.unwrap();
     text
 }
 
 /// Reads until the text contains `wanted`.
-async fn until(reader: &mut Option<Reader>, wanted: &str) -> String {
+async fn until(reader: &mut Option<OutputReader>, wanted: &str) -> String {
     let (mut got, mut piece) = (String::new(), [0_u8; 4096]);
     while !got.contains(wanted) {
         let read = within(reader.as_mut().unwrap().read(&mut piece)).await.unwrap();

@@ -12,12 +12,12 @@ use std::time::Duration;
 use rustix::io::Errno;
 
 use super::blocking;
-use super::expression::{Version, bytes};
+use super::expression::{IpVersion, bytes};
 use super::message::{dump, request};
 use crate::Result;
 use crate::attributes::{Attributes, attribute};
 
-/// `NFNL_SUBSYS_CTNETLINK`.
+/// The subsystem of connection tracking in message types (`NFNL_SUBSYS_CTNETLINK`).
 const SUBSYSTEM: u16 = 1 << 8;
 const GET: u16 = SUBSYSTEM | 1;
 const DELETE: u16 = SUBSYSTEM | 2;
@@ -33,7 +33,7 @@ const DESTINATION: [u16; 2] = [2, 4];
 /// `CTA_PROTO_NUM`, `CTA_PROTO_DST_PORT`.
 const NUMBER: u16 = 1;
 const DESTINATION_PORT: u16 = 3;
-/// `CTA_ZONE`.
+/// The attribute of a connection's zone (`CTA_ZONE`).
 const ZONE: u16 = 18;
 /// `CTA_FILTER`; in it `CTA_FILTER_ORIG_FLAGS` and `CTA_FILTER_REPLY_FLAGS`; their flag `CTA_FILTER_F_CTA_IP_SRC`.
 const FILTER: u16 = 25;
@@ -50,7 +50,7 @@ pub(crate) async fn forget_ports(ports: Vec<u16>) -> Result<()> {
     }
     blocking("remove conntrack entries of UDP host ports".to_owned(), move || {
         let matches = |entry: &[u8]| udp_port_of(entry).is_some_and(|port| ports.contains(&port));
-        Version::BOTH.into_iter().try_for_each(|version| forget(version, &Attributes::default(), matches))
+        IpVersion::BOTH.into_iter().try_for_each(|version| forget(version, &Attributes::default(), matches))
     })
     .await
 }
@@ -70,7 +70,7 @@ pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
                 filter.bytes(FILTER_ORIGINAL, &0_u32.to_ne_bytes());
                 filter.bytes(FILTER_REPLY, &BY_SOURCE.to_ne_bytes());
             });
-            forget(Version::of(pod), &only, |entry| leads_to(entry, pod))?;
+            forget(IpVersion::of(pod), &only, |entry| leads_to(entry, pod))?;
         }
         Ok(())
     })
@@ -121,7 +121,7 @@ impl Forgetting {
     }
 }
 
-fn forget(version: Version, only: &Attributes, condition: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+fn forget(version: IpVersion, only: &Attributes, condition: impl Fn(&[u8]) -> bool) -> io::Result<()> {
     let entries = match dump(GET, version.number(), only.as_bytes()) {
         // The kernel has no connection tracking.
         Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(()),

@@ -18,7 +18,7 @@ pub(crate) async fn elements_of(pod: &str) -> Result<Vec<String>> {
 fn list(pod: &str) -> io::Result<Vec<String>> {
     let mut lines = Vec::new();
     for (family, set) in sets::all() {
-        let found = match elements::elements(family, set) {
+        let found = match elements::in_set(family, set) {
             // The table or the set is created with its first element.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             found => found?,

@@ -81,7 +81,7 @@ fn family_of(set: &str) -> Option<Family> {
 }
 
 /// Lists the elements of a set.
-pub(super) fn elements(family: Family, set: Set) -> io::Result<Vec<OwnedElement>> {
+pub(super) fn in_set(family: Family, set: Set) -> io::Result<Vec<OwnedElement>> {
     let bodies = list(family, GET_ELEMENT, |m| {
         m.text(1, TABLE);
         m.text(2, set.name);
@@ -165,7 +165,7 @@ pub(super) fn remove(elements: &[Element], owner: &Comment) -> io::Result<()> {
 pub(super) fn owners() -> io::Result<HashSet<Comment>> {
     let mut owners = HashSet::new();
     for (family, set) in sets::all() {
-        owners.extend(elements(family, set)?.into_iter().filter_map(|element| element.owner));
+        owners.extend(in_set(family, set)?.into_iter().filter_map(|element| element.owner));
     }
     Ok(owners)
 }
@@ -185,7 +185,7 @@ pub(super) fn remove_elements(
         for family in [Family::Inet, Family::Bridge] {
             let mut batch = Batch::new(family);
             for (_, set) in sets::all().filter(|(of, set)| *of == family && is_in(set)) {
-                for OwnedElement { element, owner } in elements(family, set)? {
+                for OwnedElement { element, owner } in in_set(family, set)? {
                     let Some(owner) = owner.filter(&gone) else { continue };
                     element.key_alone().write(&mut batch, DELETE_ELEMENT, None);
                     owners.insert(owner);

@@ -47,12 +47,12 @@ pub(super) const SOURCE_MAC: Field = Field { base: Base::Link, offset: 6, length
 
 /// An IP version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Version {
+pub(super) enum IpVersion {
     V4,
     V6,
 }
 
-impl Version {
+impl IpVersion {
     pub(super) const BOTH: [Self; 2] = [Self::V4, Self::V6];
 
     pub(super) fn of(address: IpAddr) -> Self {
@@ -135,7 +135,7 @@ pub(super) struct Expressions {
 
 impl Expressions {
     /// Starts a rule for packets of one IP version.
-    pub(super) fn of(version: Version) -> Self {
+    pub(super) fn of(version: IpVersion) -> Self {
         Self::default().meta(Meta::Nfproto).is(&[version.number()])
     }
 
@@ -192,7 +192,7 @@ impl Expressions {
 
     /// Matches packets whose destination address belongs to this host: `fib daddr type local` (rtnetlink(7), `RTN_*`).
     pub(super) fn destination_is_local(mut self) -> Self {
-        /// `RTN_LOCAL`.
+        /// The route type of the host's own addresses (`RTN_LOCAL`).
         const LOCAL: u32 = 2;
         let register = self.next_register(4);
         // NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.
@@ -280,7 +280,7 @@ impl Expressions {
 
     /// Rewrites the destination to the address and port that a map has for the loaded value. Continues if the map has
     /// none.
-    pub(super) fn redirect_by(mut self, map: &str, version: Version) -> Self {
+    pub(super) fn redirect_by(mut self, map: &str, version: IpVersion) -> Self {
         self.used = 0;
         let port = FIRST + version.destination().length.div_ceil(4);
         self.add("lookup", |e| {

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use super::blocking;
 use super::comment::Comment;
 use super::elements::{Element, Value, joined};
-use super::expression::{Expressions, Meta, Verdict, Version, bytes};
+use super::expression::{Expressions, IpVersion, Meta, Verdict, bytes};
 use super::message::Family;
 use super::sets::{GUARD, GUARD_BRIDGES};
-use super::table::{self, Chain, Hook, Part};
+use super::table::{self, Chain, Hook, TablePart};
 use super::{Removal, Rules, foreign};
 use crate::Result;
 use crate::result::CniResult;
@@ -18,11 +18,11 @@ use crate::result::CniResult;
 const FORWARD: Hook = Hook { kind: "filter", place: 2, priority: 0 };
 
 /// The names of the sets of one IP version: pods, and pairs of bridge and pod.
-fn names(version: Version) -> (&'static str, &'static str) {
+fn names(version: IpVersion) -> (&'static str, &'static str) {
     let [_, pods4, pods6, pairs4, pairs6] = GUARD;
     match version {
-        Version::V4 => (pods4.name, pairs4.name),
-        Version::V6 => (pods6.name, pairs6.name),
+        IpVersion::V4 => (pods4.name, pairs4.name),
+        IpVersion::V6 => (pods6.name, pairs6.name),
     }
 }
 
@@ -50,7 +50,7 @@ fn name_of(link: &str) -> Vec<u8> {
 
 fn elements(bridge: &str, addresses: &[IpAddr]) -> Vec<Element> {
     let elements = addresses.iter().flat_map(|address| {
-        let (pods, pairs) = names(Version::of(*address));
+        let (pods, pairs) = names(IpVersion::of(*address));
         let (pod, pair) = (bytes(*address), joined(&[&name_of(bridge), &bytes(*address)]));
         [(pods, pod), (pairs, pair)].map(|(set, key)| Element { set, key, value: Value::None })
     });
@@ -71,8 +71,8 @@ pub(crate) async fn foreign_closing_chain() -> Result<Option<String>> {
     blocking("read foreign chains".to_owned(), || foreign::closing_chain(FORWARD.place)).await
 }
 
-fn base() -> Part {
-    let rules = |version: Version| {
+fn base() -> TablePart {
+    let rules = |version: IpVersion| {
         let (pods, pairs) = names(version);
         let start = || Expressions::of(version);
         let to = version.destination();
@@ -86,14 +86,14 @@ fn base() -> Part {
                 .verdict(Verdict::Drop),
         ]
     };
-    Part {
+    TablePart {
         name: "guard".to_owned(),
         family: Family::Inet,
         sets: GUARD.to_vec(),
         chains: vec![Chain {
             name: "guard".to_owned(),
             hook: Some(FORWARD),
-            rules: Version::BOTH.into_iter().flat_map(rules).collect(),
+            rules: IpVersion::BOTH.into_iter().flat_map(rules).collect(),
         }],
     }
 }

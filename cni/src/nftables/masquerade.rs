@@ -7,10 +7,10 @@
 use ipnet::IpNet;
 
 use super::elements::{Element, Value};
-use super::expression::{Expressions, Verdict, Version, bytes};
+use super::expression::{Expressions, IpVersion, Verdict, bytes};
 use super::message::Family;
 use super::sets::MASQUERADE;
-use super::table::{self, Chain, Hook, JUMPED_TO, Part};
+use super::table::{self, Chain, Hook, JUMPED_TO, TablePart};
 use super::{Removal, Rules, blocking};
 use crate::Result;
 use crate::result::CniResult;
@@ -22,10 +22,10 @@ pub(super) fn name_of(set: usize) -> &'static str {
     MASQUERADE.get(set).map_or("", |set| set.name)
 }
 
-fn map(version: Version) -> &'static str {
+fn map(version: IpVersion) -> &'static str {
     match version {
-        Version::V4 => name_of(0),
-        Version::V6 => name_of(1),
+        IpVersion::V4 => name_of(0),
+        IpVersion::V6 => name_of(1),
     }
 }
 
@@ -36,7 +36,7 @@ pub(crate) async fn apply(rules: &Rules<'_>, result: &CniResult) -> Result<()> {
     let installed = rules.installed.clone();
     let action = format!("masquerade {owner}");
     blocking(action, move || {
-        let parts: Vec<Part> = [base()].into_iter().chain(subnets.iter().map(of_subnet)).collect();
+        let parts: Vec<TablePart> = [base()].into_iter().chain(subnets.iter().map(of_subnet)).collect();
         let elements: Vec<Element> = subnets.iter().map(element).collect();
         table::add(&installed, &parts, &elements, &owner)
     })
@@ -55,16 +55,16 @@ pub(crate) async fn remove(rules: &Rules<'_>, result: &CniResult) -> Result<()> 
     super::release(&rules.owner, &MASQUERADE, Removal::of(rules, result, elements)).await
 }
 
-fn base() -> Part {
-    let rule = |version: Version| Expressions::of(version).field(version.source()).verdict_of(map(version));
-    Part {
+fn base() -> TablePart {
+    let rule = |version: IpVersion| Expressions::of(version).field(version.source()).verdict_of(map(version));
+    TablePart {
         name: "masquerade".to_owned(),
         family: Family::Inet,
         sets: MASQUERADE.to_vec(),
         chains: vec![Chain {
             name: "masquerade".to_owned(),
             hook: Some(POSTROUTING),
-            rules: Version::BOTH.map(rule).into(),
+            rules: IpVersion::BOTH.map(rule).into(),
         }],
     }
 }
@@ -74,15 +74,15 @@ fn chain_of(subnet: &IpNet) -> String {
     format!("{JUMPED_TO}{}", subnet.trunc()).replace(':', "_")
 }
 
-fn of_subnet(subnet: &IpNet) -> Part {
-    let version = Version::of(subnet.addr());
+fn of_subnet(subnet: &IpNet) -> TablePart {
+    let version = IpVersion::of(subnet.addr());
     let to = |net: IpNet| {
         let rule = Expressions::of(version).field(version.destination()).within(net);
         rule.verdict(Verdict::Return)
     };
     let name = chain_of(subnet);
     let rules = vec![to(subnet.trunc()), to(version.multicast()), Expressions::default().masquerade()];
-    Part {
+    TablePart {
         name: name.clone(),
         family: Family::Inet,
         sets: Vec::new(),
@@ -92,7 +92,7 @@ fn of_subnet(subnet: &IpNet) -> Part {
 
 fn element(subnet: &IpNet) -> Element {
     Element {
-        set: map(Version::of(subnet.addr())),
+        set: map(IpVersion::of(subnet.addr())),
         key: bytes(subnet.addr()),
         value: Value::Jump(chain_of(subnet)),
     }

@@ -13,9 +13,9 @@ use rustix::io::Errno;
 // linux/netfilter/nfnetlink.h.
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
-/// `NFNL_SUBSYS_NFTABLES`.
+/// The subsystem of nftables in message types (`NFNL_SUBSYS_NFTABLES`).
 pub(super) const SUBSYSTEM: u16 = 10 << 8;
-/// `NFNL_BATCH_GENID`.
+/// The attribute of the ruleset's expected generation in a batch (`NFNL_BATCH_GENID`).
 const BATCH_GENERATION: u16 = 1;
 
 pub(super) const NEW_TABLE: u16 = 0;
@@ -240,7 +240,7 @@ fn is_transient(error: &io::Error) -> bool {
 
 /// Dumps once. Returns the bodies and whether the dump is consistent.
 fn dump_once(kind: u16, family: u8, body: &[u8]) -> io::Result<(Vec<Vec<u8>>, bool)> {
-    /// `NLM_F_DUMP_INTR`.
+    /// The flag of a dump that a change has made inconsistent (`NLM_F_DUMP_INTR`).
     const INTERRUPTED: u16 = 0x10;
     let mut buffer = Vec::new();
     append_message(&mut buffer, kind, DUMP, 1, family, 0, body);
@@ -311,7 +311,7 @@ pub(super) fn get(family: Family, kind: u16, requests: &[Attributes]) -> io::Res
 
 /// Returns the kernel's generation number of the ruleset.
 pub(super) fn generation() -> io::Result<u32> {
-    /// `NFTA_GEN_ID`.
+    /// The attribute of the ruleset's current generation (`NFTA_GEN_ID`).
     const ID: u16 = 1;
     let mut buffer = Vec::new();
     append_message(&mut buffer, SUBSYSTEM | GET_GENERATION, 0, 1, 0, 0, &[]);

@@ -38,7 +38,7 @@ use crate::{Context, Error, Result};
 
 pub(crate) use comment::Comment;
 pub(crate) use foreign::Packet;
-pub(crate) use watch::{Loss, Watch};
+pub(crate) use watch::{Loss, RuleWatch};
 
 /// The name of the tables.
 const TABLE: &str = "berth";
@@ -79,7 +79,7 @@ impl InstalledParts {
         self.parts().contains_key(part)
     }
 
-    fn insert(&self, part: &table::Part) {
+    fn insert(&self, part: &table::TablePart) {
         let rules = |chain: &table::Chain| ChainRules {
             family: part.family,
             chain: chain.name.clone(),

@@ -15,11 +15,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::elements::{self, Element, Value, joined};
-use super::expression::{DESTINATION_PORT, Expressions, Meta, Verdict, Version, bytes};
+use super::expression::{DESTINATION_PORT, Expressions, IpVersion, Meta, Verdict, bytes};
 use super::masquerade::POSTROUTING;
 use super::message::Family;
 use super::sets::PORTS;
-use super::table::{self, Chain, Hook, JUMPED_TO, Part};
+use super::table::{self, Chain, Hook, JUMPED_TO, TablePart};
 use super::{Removal, Rules, blocking};
 use crate::{Protocol, Result};
 
@@ -30,11 +30,11 @@ struct Names {
     hairpin: &'static str,
 }
 
-fn names(version: Version) -> Names {
+fn names(version: IpVersion) -> Names {
     let [all4, all6, at4, at6, hairpin4, hairpin6] = PORTS;
     match version {
-        Version::V4 => Names { everywhere: all4.name, at: at4.name, hairpin: hairpin4.name },
-        Version::V6 => Names { everywhere: all6.name, at: at6.name, hairpin: hairpin6.name },
+        IpVersion::V4 => Names { everywhere: all4.name, at: at4.name, hairpin: hairpin4.name },
+        IpVersion::V6 => Names { everywhere: all6.name, at: at6.name, hairpin: hairpin6.name },
     }
 }
 
@@ -118,7 +118,7 @@ pub(crate) async fn remove(rules: &Rules<'_>, mappings: Option<&[Mapping]>) -> R
 }
 
 fn element(mapping: &Mapping) -> Element {
-    let names = names(Version::of(mapping.pod.addr()));
+    let names = names(IpVersion::of(mapping.pod.addr()));
     let (protocol, port) = ([mapping.protocol.number()], mapping.host_port.to_be_bytes());
     let (set, key) = match mapping.host_address {
         None => (names.everywhere, joined(&[&protocol, &port])),
@@ -128,7 +128,7 @@ fn element(mapping: &Mapping) -> Element {
     Element { set, key, value: Value::Bytes(value) }
 }
 
-fn base() -> Part {
+fn base() -> TablePart {
     let chain = |name: &str, hook: Option<Hook>, rules: Vec<Expressions>| Chain {
         name: name.to_owned(),
         hook,
@@ -136,7 +136,7 @@ fn base() -> Part {
     };
     let here = |place: u32| Hook { kind: "nat", place, priority: AFTER_SERVICES };
     let look_up = || vec![Expressions::default().destination_is_local().verdict(Verdict::Jump("ports"))];
-    let find = |version: Version| {
+    let find = |version: IpVersion| {
         let (names, start) = (names(version), || Expressions::of(version));
         let port = |rule: Expressions| rule.meta(Meta::L4proto).field(DESTINATION_PORT);
         [
@@ -144,11 +144,11 @@ fn base() -> Part {
             port(start()).redirect_by(names.everywhere, version),
         ]
     };
-    let back = |version: Version| {
+    let back = |version: IpVersion| {
         let rule = Expressions::default().redirected().meta(Meta::Nfproto).is(&[version.number()]);
         rule.field(version.destination()).verdict_of(names(version).hairpin)
     };
-    Part {
+    TablePart {
         name: "ports".to_owned(),
         family: Family::Inet,
         sets: PORTS.to_vec(),
@@ -160,11 +160,11 @@ fn base() -> Part {
                 Some(Hook { kind: "filter", place: 0, priority: -300 }),
                 vec![only_from_loopback()],
             ),
-            chain("ports", None, Version::BOTH.into_iter().flat_map(find).collect()),
+            chain("ports", None, IpVersion::BOTH.into_iter().flat_map(find).collect()),
             chain("ports-in", Some(here(0)), look_up()),
             // NF_INET_LOCAL_OUT: connections of this host.
             chain("ports-out", Some(here(3)), look_up()),
-            chain("hairpin", Some(POSTROUTING), Version::BOTH.map(back).into()),
+            chain("hairpin", Some(POSTROUTING), IpVersion::BOTH.map(back).into()),
         ],
     }
 }
@@ -173,8 +173,8 @@ fn only_from_loopback() -> Expressions {
     let mut loopback = b"lo".to_vec();
     loopback.resize(16, 0);
     let rule = Expressions::default().meta(Meta::InName).unless(&loopback);
-    let rule = rule.meta(Meta::Nfproto).is(&[Version::V4.number()]);
-    rule.field(Version::V4.destination()).within(localhost()).verdict(Verdict::Drop)
+    let rule = rule.meta(Meta::Nfproto).is(&[IpVersion::V4.number()]);
+    rule.field(IpVersion::V4.destination()).within(localhost()).verdict(Verdict::Drop)
 }
 
 fn localhost() -> IpNet {
@@ -186,15 +186,15 @@ fn hairpin_chain(pod: &IpNet) -> String {
 }
 
 /// The chain that masquerades packets redirected to a pod from its own subnet, or from this host's loopback.
-fn hairpin_of(pod: &IpNet) -> Part {
-    let version = Version::of(pod.addr());
+fn hairpin_of(pod: &IpNet) -> TablePart {
+    let version = IpVersion::of(pod.addr());
     let from = |net: IpNet| Expressions::of(version).field(version.source()).within(net).masquerade();
     let name = hairpin_chain(pod);
     let rules = match version {
-        Version::V4 => vec![from(pod.trunc()), from(localhost())],
-        Version::V6 => vec![from(pod.trunc())],
+        IpVersion::V4 => vec![from(pod.trunc()), from(localhost())],
+        IpVersion::V6 => vec![from(pod.trunc())],
     };
-    Part {
+    TablePart {
         name: name.clone(),
         family: Family::Inet,
         sets: Vec::new(),
@@ -203,6 +203,6 @@ fn hairpin_of(pod: &IpNet) -> Part {
 }
 
 fn hairpin(pod: &IpNet) -> Element {
-    let set = names(Version::of(pod.addr())).hairpin;
+    let set = names(IpVersion::of(pod.addr())).hairpin;
     Element { set, key: bytes(pod.addr()), value: Value::Jump(hairpin_chain(pod)) }
 }

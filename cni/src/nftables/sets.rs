@@ -17,7 +17,7 @@ impl Type {
     pub(super) const PROTOCOL: Self = Self { number: 12, length: 4 };
     pub(super) const PORT: Self = Self { number: 13, length: 4 };
     pub(super) const LINK: Self = Self { number: 41, length: 16 };
-    /// `NFT_DATA_VERDICT`.
+    /// The data of a verdict map (`NFT_DATA_VERDICT`).
     pub(super) const VERDICT: Self = Self { number: 0xffff_ff00, length: 0 };
 
     pub(super) fn is_text(self) -> bool {

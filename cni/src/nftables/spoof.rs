@@ -5,7 +5,7 @@ use super::elements::{Element, Value, joined};
 use super::expression::{Expressions, Meta, SOURCE_MAC, Verdict};
 use super::message::Family;
 use super::sets::SPOOF;
-use super::table::{self, Chain, Hook, Part};
+use super::table::{self, Chain, Hook, TablePart};
 use super::{Removal, Rules, blocking};
 use crate::Result;
 use crate::mac::parse_mac;
@@ -41,11 +41,11 @@ pub(crate) async fn remove(rules: &Rules<'_>, name: &str, result: &CniResult) ->
     super::release(&rules.owner, &SPOOF, Removal::of(rules, result, elements)).await
 }
 
-fn base() -> Part {
+fn base() -> TablePart {
     let [guarded, senders] = SPOOF;
     let on_guarded_port = Expressions::default().meta(Meta::InName).in_set(guarded.name, true);
     let spoofed = on_guarded_port.meta(Meta::InName).field(SOURCE_MAC).in_set(senders.name, false);
-    Part {
+    TablePart {
         name: "spoof".to_owned(),
         family: Family::Bridge,
         sets: SPOOF.to_vec(),

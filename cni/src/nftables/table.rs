@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use super::chains::chains;
 use super::comment::Comment;
-use super::elements::{Element, elements};
+use super::elements::{self, Element};
 use super::expression::Expressions;
 use super::message::{
     APPEND, Batch, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Family, GET_RULE, NEW_CHAIN, NEW_ELEMENT,
@@ -38,7 +38,7 @@ pub(super) struct Chain {
 
 /// A part of the table that is installed as a whole.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct TablePart {
     pub(super) name: String,
     pub(super) family: Family,
     pub(super) sets: Vec<Set>,
@@ -51,7 +51,7 @@ pub(super) struct Part {
 /// `EEXIST` if another attachment has one of the elements.
 pub(super) fn add(
     installed: &InstalledParts,
-    parts: &[Part],
+    parts: &[TablePart],
     elements: &[Element],
     owner: &Comment,
 ) -> io::Result<()> {
@@ -80,7 +80,7 @@ pub(super) fn add(
     Ok(())
 }
 
-impl Part {
+impl TablePart {
     /// Writes the sets and chains. The rules replace the existing rules of the chains.
     fn write(&self, batch: &mut Batch, first: bool) {
         if first {
@@ -110,7 +110,7 @@ impl Part {
 
 impl Set {
     fn write(&self, batch: &mut Batch, id: u32) {
-        /// `NFT_SET_MAP`.
+        /// The flag of a set whose elements have data (`NFT_SET_MAP`).
         const MAP: u32 = 8;
         batch.message(NEW_SET, CREATE, |m| {
             m.text(1, TABLE);
@@ -177,7 +177,7 @@ pub(super) fn remove_if_unused() -> io::Result<bool> {
     for _attempt in 0..ATTEMPTS {
         let generation = generation()?;
         for (family, set) in sets::all().filter(|(_, set)| set.name != sets::GUARD_BRIDGES.name) {
-            if !elements(family, set)?.is_empty() {
+            if !elements::in_set(family, set)?.is_empty() {
                 return Ok(false);
             }
         }

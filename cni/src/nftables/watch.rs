@@ -73,11 +73,11 @@ impl Loss {
 }
 
 /// A socket that receives notifications of changes.
-pub(crate) struct Watch {
+pub(crate) struct RuleWatch {
     socket: TokioSocket,
 }
 
-impl Watch {
+impl RuleWatch {
     /// Opens the socket in the namespace of the calling thread. Needs a tokio runtime.
     pub(crate) fn open() -> io::Result<Self> {
         /// The buffer size: enough for the elements of some thousand pods that are removed together.

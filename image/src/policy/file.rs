@@ -72,9 +72,9 @@ pub(crate) enum Transport<'a> {
     Registry(&'a Reference),
     /// `oci`: a folder.
     Layout(&'a Path),
-    /// `oci-archive`.
+    /// A tar archive with an OCI image layout (`oci-archive`).
     OciArchive(&'a Path),
-    /// `docker-archive`.
+    /// A tar archive as `docker save` writes it (`docker-archive`).
     DockerArchive(&'a Path),
 }
 

@@ -23,7 +23,7 @@ impl fmt::Debug for Hold {
     }
 }
 
-pub(super) fn hold(inner: &Arc<Inner>, id: &Digest, owner: &str) -> Result<Hold, Error> {
+pub(super) fn keep(inner: &Arc<Inner>, id: &Digest, owner: &str) -> Result<Hold, Error> {
     let owner = format!("hold by {owner}");
     inner.index().add_user(id, &owner)?;
     Ok(Hold { inner: Arc::downgrade(inner), id: id.clone(), owner })

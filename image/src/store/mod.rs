@@ -325,6 +325,6 @@ impl ImageStore {
     }
 
     fn hold_id(&self, id: &Digest, owner: &str) -> Result<Hold, Error> {
-        hold::hold(&self.inner, id, owner)
+        hold::keep(&self.inner, id, owner)
     }
 }

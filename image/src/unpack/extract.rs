@@ -59,7 +59,7 @@ struct Extraction<'a> {
 
 /// Unpacks `source` into the empty folder `root`, and reads it to its end. Writes the data that
 /// [`super::rebuild`] needs to the file `recipe`.
-pub(crate) fn unpack(
+pub(crate) fn extract(
     what: &str,
     source: impl BufRead,
     root: OwnedFd,

@@ -21,7 +21,7 @@ mod times;
 mod tree;
 mod windows;
 
-pub(crate) use extract::unpack;
+pub(crate) use extract::extract;
 pub(crate) use limits::Budget;
 pub use limits::Limits;
 pub(crate) use members::{MemberKind, Members};

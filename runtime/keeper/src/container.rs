@@ -115,7 +115,7 @@ impl Container {
         let child = spawn(options, |gate, single| {
             let streams = Streams { stdin, stdout, stderr };
             let keyring = &keyring;
-            container::run(container::Start {
+            container::run(container::ContainerStart {
                 plan,
                 descriptors,
                 joined,

@@ -53,7 +53,7 @@ impl Exec {
         };
         let (init, keyring) = (container.child.pidfd.as_fd(), &container.keyring);
         let child = spawn(options, |gate, single| {
-            exec::run(exec::Start { plan, descriptors, init, keyring, proc, streams, gate, single })
+            exec::run(exec::ExecStart { plan, descriptors, init, keyring, proc, streams, gate, single })
         })?;
         Ok(Self {
             child,

@@ -46,7 +46,7 @@ impl Pause {
             descriptors,
         };
         let child = spawn(options, |gate, single| {
-            sandbox::run(sandbox::Start {
+            sandbox::run(sandbox::SandboxStart {
                 plan,
                 program: program.as_fd(),
                 null: null.as_fd(),

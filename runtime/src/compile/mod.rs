@@ -37,7 +37,7 @@ pub const POD_SHM: &str = "berth:pod-shm";
 /// The prefix of the source of a mount that refers to a file of the pod. The file's name follows.
 pub const POD_FILE: &str = "berth:pod-file:";
 
-/// The prefix of the source of a mount that refers to an image. The image's mount is in [`Context::trees`].
+/// The prefix of the source of a mount that refers to an image. The image's mount is in [`PlanInput::trees`].
 pub const IMAGE_VOLUME: &str = "berth:image:";
 
 /// An error of compiling a spec.
@@ -143,7 +143,7 @@ pub struct PodNamespaces {
 
 /// The input for a plan in addition to the spec.
 #[derive(Debug)]
-pub struct Context<'a> {
+pub struct PlanInput<'a> {
     /// The container whose process namespace is joined, if any.
     pub pid_target: Option<String>,
     /// The container's id.
@@ -180,7 +180,7 @@ pub struct Context<'a> {
 ///
 /// # Errors
 /// The spec lacks a part, or has one that is invalid or not supported. The error contains the field.
-pub fn compile_container(spec: &Spec, context: &Context<'_>) -> Result<ContainerPlan> {
+pub fn compile_container(spec: &Spec, context: &PlanInput<'_>) -> Result<ContainerPlan> {
     let process = spec.process().as_ref().ok_or(CompileError::Missing("process"))?;
     let linux = spec.linux().as_ref().ok_or(CompileError::Missing("linux section"))?;
     refuse_unsupported(linux)?;
@@ -304,7 +304,7 @@ impl SpecNamespaces<'_> {
         }
     }
 
-    fn pid(&self, context: &Context<'_>) -> Result<PidNamespace> {
+    fn pid(&self, context: &PlanInput<'_>) -> Result<PidNamespace> {
         if let Some(target) = &context.pid_target {
             return Ok(PidNamespace::Container(target.clone()));
         }

@@ -5,7 +5,7 @@ use std::path::Path;
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceType, Mount, Spec};
 
 use super::{
-    Context, IMAGE_VOLUME, POD_FILE, POD_SHM, Result, invalid, path_text, propagation, ranges, text,
+    IMAGE_VOLUME, POD_FILE, POD_SHM, PlanInput, Result, invalid, path_text, propagation, ranges, text,
 };
 use crate::plan::{DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation, UserNamespace};
 use crate::sys::mount;
@@ -27,7 +27,7 @@ const LINKS: [(&str, &str); 5] = [
 pub(super) fn compile(
     spec: &Spec,
     linux: &Linux,
-    context: &Context<'_>,
+    context: &PlanInput<'_>,
 ) -> Result<(Vec<DeviceNode>, Vec<MountOp>)> {
     let devices = linux.devices().iter().flatten();
     let devices = devices.map(|entry| device(entry, context)).collect::<Result<Vec<_>>>()?;
@@ -43,7 +43,7 @@ fn is_fresh_dev(mount: &Mount) -> bool {
     mount.destination() == Path::new("/dev") && mount.typ().as_deref() == Some("tmpfs")
 }
 
-fn device(device: &LinuxDevice, context: &Context<'_>) -> Result<DeviceNode> {
+fn device(device: &LinuxDevice, context: &PlanInput<'_>) -> Result<DeviceNode> {
     let path = path_text("linux.devices", device.path())?;
     let number = |value: i64| {
         u32::try_from(value)
@@ -70,7 +70,7 @@ fn device(device: &LinuxDevice, context: &Context<'_>) -> Result<DeviceNode> {
     })
 }
 
-fn compile_mount(mount: &Mount, devices: &[DeviceNode], context: &Context<'_>) -> Result<MountOp> {
+fn compile_mount(mount: &Mount, devices: &[DeviceNode], context: &PlanInput<'_>) -> Result<MountOp> {
     let target = path_text("mount destination", mount.destination())?;
     if !target.starts_with('/') {
         return Err(invalid("mount destination", target, "is not absolute"));
@@ -98,7 +98,7 @@ fn kind(
     source: String,
     options: &MountOptions,
     devices: &[DeviceNode],
-    context: &Context<'_>,
+    context: &PlanInput<'_>,
 ) -> Result<MountKind> {
     let fstype = mount.typ().as_deref().unwrap_or(if options.bind { "bind" } else { "" });
     if source == POD_SHM {
@@ -149,7 +149,7 @@ fn kind(
     })
 }
 
-fn ids(mount: &Mount, target: &str, context: &Context<'_>) -> Result<MountIds> {
+fn ids(mount: &Mount, target: &str, context: &PlanInput<'_>) -> Result<MountIds> {
     let ids = UserNamespace { uids: ranges(mount.uid_mappings()), gids: ranges(mount.gid_mappings()) };
     match (ids.uids.is_empty(), ids.gids.is_empty()) {
         (true, true) => Ok(MountIds::Host),
@@ -168,7 +168,7 @@ fn new_filesystem(fstype: &str, source: String, options: Vec<(String, Option<Str
 }
 
 /// Returns the options of a filesystem for the container's files, with their SELinux label.
-fn labelled(options: &MountOptions, context: &Context<'_>) -> Vec<(String, Option<String>)> {
+fn labelled(options: &MountOptions, context: &PlanInput<'_>) -> Vec<(String, Option<String>)> {
     let mut options = options.filesystem.clone();
     if let Some(label) = &context.mount_label {
         options.push(("context".to_owned(), Some(label.clone())));

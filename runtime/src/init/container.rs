@@ -22,7 +22,7 @@ use crate::wire::transport::Report;
 
 /// The arguments of [`run`].
 #[derive(Debug)]
-pub struct Start<'a> {
+pub struct ContainerStart<'a> {
     /// The container's plan.
     pub plan: &'a ContainerPlan,
     /// The descriptors that the plan's slots refer to.
@@ -53,7 +53,7 @@ pub struct JoinTargets<'a> {
 }
 
 /// Executes the plan. The process ends by exec, or after it has reported a failure.
-pub fn run(start: Start<'_>) -> ! {
+pub fn run(start: ContainerStart<'_>) -> ! {
     // The container must not be able to inspect this process (ptrace(2), PTRACE_MODE checks).
     drop(security::set_dumpable(false));
     start.gate.enter(&start.plan.cgroup, start.descriptors);
@@ -63,8 +63,8 @@ pub fn run(start: Start<'_>) -> ! {
     }
 }
 
-fn prepare(start: &Start<'_>) -> StepResult<Program> {
-    let Start { plan, descriptors, joined, gate, .. } = start;
+fn prepare(start: &ContainerStart<'_>) -> StepResult<Program> {
+    let ContainerStart { plan, descriptors, joined, gate, .. } = start;
     rustix::process::umask(rustix::fs::Mode::empty());
     keys::join_session(start.keyring).at(Step::Keyring)?;
     let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
@@ -156,7 +156,7 @@ fn run_hooks(hooks: &Hooks, gate: &Gate) -> StepResult<()> {
 
 /// If the pod has a user namespace, joins it for all following steps. If the container gets a new process
 /// namespace, that must belong to the user namespace: a new process, cloned there, continues.
-fn enter_users(start: &Start<'_>, userns: Option<BorrowedFd<'_>>) -> StepResult<()> {
+fn enter_users(start: &ContainerStart<'_>, userns: Option<BorrowedFd<'_>>) -> StepResult<()> {
     let plan = start.plan;
     let Some(ids) = &plan.userns else { return Ok(()) };
     let userns =
@@ -280,8 +280,8 @@ fn set_hostname(plan: &ContainerPlan) -> StepResult<()> {
     }
 }
 
-fn become_user(start: &Start<'_>, slave: Option<&OwnedFd>) -> StepResult<()> {
-    let Start { plan, proc, .. } = start;
+fn become_user(start: &ContainerStart<'_>, slave: Option<&OwnedFd>) -> StepResult<()> {
+    let ContainerStart { plan, proc, .. } = start;
     match slave {
         Some(slave) => process::set_streams(&Streams::of_terminal(slave), &plan.process)?,
         None => process::set_streams(&start.streams, &plan.process)?,

@@ -18,7 +18,7 @@ use crate::wire::Step;
 
 /// The arguments of [`run`].
 #[derive(Debug)]
-pub struct Start<'a> {
+pub struct ExecStart<'a> {
     /// The exec's plan.
     pub plan: &'a ExecPlan,
     /// The descriptors that the plan's slots refer to.
@@ -38,7 +38,7 @@ pub struct Start<'a> {
 }
 
 /// Executes the plan. The process ends by exec, or after it has reported a failure.
-pub fn run(start: Start<'_>) -> ! {
+pub fn run(start: ExecStart<'_>) -> ! {
     drop(security::set_dumpable(false));
     start.gate.enter(&start.plan.cgroup, start.descriptors);
     match prepare(&start) {
@@ -47,8 +47,8 @@ pub fn run(start: Start<'_>) -> ! {
     }
 }
 
-fn prepare(start: &Start<'_>) -> StepResult<Program> {
-    let Start { plan, descriptors, streams, proc, gate, .. } = start;
+fn prepare(start: &ExecStart<'_>) -> StepResult<Program> {
+    let ExecStart { plan, descriptors, streams, proc, gate, .. } = start;
     let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
     keys::join_session(start.keyring).at(Step::Keyring)?;
     // This process itself stays outside of the PID namespace; its children will be inside (setns(2)).

@@ -18,7 +18,7 @@ use crate::wire::Step;
 
 /// The source of a mount: open already, or created later.
 #[derive(Debug)]
-pub(super) enum Source {
+pub(super) enum MountSource {
     /// A detached tree.
     Tree(OwnedFd),
     /// Created inside the container's namespaces.
@@ -48,42 +48,42 @@ pub(super) struct Opener<'a> {
 }
 
 impl Opener<'_> {
-    pub(super) fn open_all(&self, mounts: &[MountOp]) -> StepResult<Vec<Source>> {
+    pub(super) fn open_all(&self, mounts: &[MountOp]) -> StepResult<Vec<MountSource>> {
         mounts.iter().enumerate().map(|(index, op)| self.open(op, index)).collect()
     }
 
-    fn open(&self, op: &MountOp, index: usize) -> StepResult<Source> {
+    fn open(&self, op: &MountOp, index: usize) -> StepResult<MountSource> {
         Ok(match &op.kind {
             MountKind::Bind { source, recursive, create, ids } => {
                 let tree = open_bind(source, *recursive, *create).at_index(Step::OpenSource, index)?;
                 peers::check(source, op.propagation, index)?;
                 self.map_ids(tree.as_fd(), ids, *recursive).at_index(Step::MountAttributes, index)?;
-                Source::Tree(tree)
+                MountSource::Tree(tree)
             }
             MountKind::Dev { nodes, .. } if self.userns.is_some() => {
-                Source::DeferredWithNodes(open_nodes(nodes).at_index(Step::OpenSource, index)?)
+                MountSource::DeferredWithNodes(open_nodes(nodes).at_index(Step::OpenSource, index)?)
             }
             MountKind::Tree { tree } => {
                 let tree = self.descriptors.get(*tree).and_then(|fd| fd.try_clone_to_owned().on("dup", ""));
-                Source::Tree(tree.at_index(Step::OpenSource, index)?)
+                MountSource::Tree(tree.at_index(Step::OpenSource, index)?)
             }
             MountKind::PodShm => {
                 let shm =
                     self.pod_mounts.shm.as_ref().ok_or(Errno::NOENT).on("open", "the pod's shared memory");
-                Source::Tree(shm.and_then(dup).at_index(Step::PodShm, index)?)
+                MountSource::Tree(shm.and_then(dup).at_index(Step::PodShm, index)?)
             }
             MountKind::PodFile { name } => {
                 let file =
                     self.pod_mounts.files.iter().find(|(other, _)| other == name).map(|(_, file)| file);
                 let file = file.ok_or(Errno::NOENT).on("open", name);
-                Source::Tree(file.and_then(dup).at_index(Step::PodShm, index)?)
+                MountSource::Tree(file.and_then(dup).at_index(Step::PodShm, index)?)
             }
             kind if kind.is_procfs() => match &self.pod_mounts.proc {
-                Some(proc) => Source::Tree(dup(proc).at_index(Step::PodProc, index)?),
-                None => Source::Deferred,
+                Some(proc) => MountSource::Tree(dup(proc).at_index(Step::PodProc, index)?),
+                None => MountSource::Deferred,
             },
             MountKind::Filesystem { .. } | MountKind::Dev { .. } | MountKind::Cgroup { .. } => {
-                Source::Deferred
+                MountSource::Deferred
             }
         })
     }
@@ -185,26 +185,26 @@ fn make_host_folder(path: &str) -> sys::Result<()> {
 }
 
 /// Attaches one mount in the new root.
-pub(super) fn attach(root: &Root, op: &MountOp, source: Source, index: usize) -> StepResult<()> {
+pub(super) fn attach(root: &Root, op: &MountOp, source: MountSource, index: usize) -> StepResult<()> {
     let tree = match (source, &op.kind) {
-        (Source::Tree(tree), _) => tree,
-        (Source::Deferred, MountKind::Filesystem { fstype, source, options, .. }) => {
+        (MountSource::Tree(tree), _) => tree,
+        (MountSource::Deferred, MountKind::Filesystem { fstype, source, options, .. }) => {
             filesystem(fstype, source, options, op.set).at_index(Step::Mount, index)?
         }
-        (Source::DeferredWithNodes(trees), MountKind::Dev { options, nodes, links }) => {
+        (MountSource::DeferredWithNodes(trees), MountKind::Dev { options, nodes, links }) => {
             let dev = dev(options, &[], links, op.set).at_index(Step::Mount, index)?;
             set_attributes(dev.as_fd(), op).at_index(Step::MountAttributes, index)?;
             let target = target(root, op, dev.as_fd()).at_index(Step::MountTarget, index)?;
             mount::attach(dev.as_fd(), target.as_fd()).at_index(Step::Mount, index)?;
             return attach_nodes(root, &op.target, nodes, &trees).at_index(Step::Mount, index);
         }
-        (Source::Deferred, MountKind::Dev { options, nodes, links }) => {
+        (MountSource::Deferred, MountKind::Dev { options, nodes, links }) => {
             dev(options, nodes, links, op.set).at_index(Step::Mount, index)?
         }
-        (Source::Deferred, MountKind::Cgroup { hierarchies }) => {
+        (MountSource::Deferred, MountKind::Cgroup { hierarchies }) => {
             return cgroup(root, op, hierarchies).at_index(Step::Mount, index);
         }
-        (Source::Deferred | Source::DeferredWithNodes(_), _) => {
+        (MountSource::Deferred | MountSource::DeferredWithNodes(_), _) => {
             return Err(Errno::INVAL).on("mount", "").at_index(Step::Mount, index);
         }
     };

@@ -17,7 +17,7 @@ use crate::wire::{InitFailure, Step};
 
 /// The arguments of [`run`].
 #[derive(Debug)]
-pub struct Start<'a> {
+pub struct SandboxStart<'a> {
     /// The pod's plan.
     pub plan: &'a SandboxPlan,
     /// The pause's program.
@@ -49,8 +49,8 @@ pub fn namespaces_of(plan: &SandboxPlan) -> Namespaces {
 }
 
 /// Executes the plan. The process ends by exec, or after it has reported a failure.
-pub fn run(start: Start<'_>) -> ! {
-    let Start { plan, program, null, proc, descriptors, gate, single } = start;
+pub fn run(start: SandboxStart<'_>) -> ! {
+    let SandboxStart { plan, program, null, proc, descriptors, gate, single } = start;
     gate.enter(&plan.cgroup, descriptors);
     if plan.userns.is_some() {
         gate.wait_for(MAPPED);

@@ -26,13 +26,13 @@ use crate::sys::spawn::SIBLING_FLAGS;
 /// The kernel's maximum number of instructions (`BPF_MAXINSNS`).
 const MOST_INSTRUCTIONS: usize = 4096;
 
-/// `SECCOMP_FILTER_FLAG_LOG`.
+/// Actions other than "allow" are logged (`SECCOMP_FILTER_FLAG_LOG`, seccomp(2)).
 const FLAG_LOG: u64 = 1 << 1;
-/// `SECCOMP_FILTER_FLAG_SPEC_ALLOW`.
+/// The mitigation of Speculative Store Bypass stays off (`SECCOMP_FILTER_FLAG_SPEC_ALLOW`).
 const FLAG_SPEC_ALLOW: u64 = 1 << 2;
-/// `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
+/// seccomp(2) returns a descriptor for notifications (`SECCOMP_FILTER_FLAG_NEW_LISTENER`).
 pub const FLAG_NEW_LISTENER: u64 = 1 << 3;
-/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`.
+/// While its notification is handled, only fatal signals interrupt a process (`SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV`).
 const FLAG_WAIT_KILLABLE: u64 = 1 << 5;
 
 /// The system calls with which a process reports that its exec failed, and exits.
@@ -86,7 +86,7 @@ pub struct Listener {
 pub struct Filter {
     /// An array of `struct sock_filter` in a sealed memory file.
     pub program: OwnedFd,
-    /// `SECCOMP_FILTER_FLAG_*`.
+    /// The flags of seccomp(2) (`SECCOMP_FILTER_FLAG_*`).
     pub flags: u64,
     /// Whether the filter may reject the system calls with which a process reports that its exec failed.
     pub mute: bool,

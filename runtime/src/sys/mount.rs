@@ -8,32 +8,32 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, O
 
 use super::{Context, Error, Result, checked};
 
-/// `MOUNT_ATTR_RDONLY`.
+/// The mount is read-only (`MOUNT_ATTR_RDONLY`, mount_setattr(2)).
 pub const ATTR_RDONLY: u64 = 0x1;
-/// `MOUNT_ATTR_NOSUID`.
+/// Set-user-ID bits and file capabilities have no effect (`MOUNT_ATTR_NOSUID`).
 pub const ATTR_NOSUID: u64 = 0x2;
-/// `MOUNT_ATTR_NODEV`.
+/// Device nodes cannot be opened (`MOUNT_ATTR_NODEV`).
 pub const ATTR_NODEV: u64 = 0x4;
-/// `MOUNT_ATTR_NOEXEC`.
+/// Programs cannot be executed (`MOUNT_ATTR_NOEXEC`).
 pub const ATTR_NOEXEC: u64 = 0x8;
 /// `MOUNT_ATTR__ATIME`: the mask of the three modes for access times.
 pub const ATTR_ATIME_MASK: u64 = 0x70;
-/// `MOUNT_ATTR_NOATIME`.
+/// Access times are not updated (`MOUNT_ATTR_NOATIME`).
 pub const ATTR_NOATIME: u64 = 0x10;
-/// `MOUNT_ATTR_STRICTATIME`.
+/// Access times are updated at every access (`MOUNT_ATTR_STRICTATIME`).
 pub const ATTR_STRICTATIME: u64 = 0x20;
-/// `MOUNT_ATTR_NODIRATIME`.
+/// Access times of folders are not updated (`MOUNT_ATTR_NODIRATIME`).
 pub const ATTR_NODIRATIME: u64 = 0x80;
-/// `MOUNT_ATTR_NOSYMFOLLOW`.
+/// Symbolic links are not followed (`MOUNT_ATTR_NOSYMFOLLOW`).
 pub const ATTR_NOSYMFOLLOW: u64 = 0x20_0000;
 
-/// `MS_UNBINDABLE`.
+/// As private, and the mount cannot be bind mounted (`MS_UNBINDABLE`, mount_namespaces(7)).
 pub const UNBINDABLE: u64 = 1 << 17;
-/// `MS_PRIVATE`.
+/// Mounts are neither received nor sent (`MS_PRIVATE`).
 pub const PRIVATE: u64 = 1 << 18;
-/// `MS_SLAVE`.
+/// Mounts are received from the peer group, but not sent (`MS_SLAVE`).
 pub const SLAVE: u64 = 1 << 19;
-/// `MS_SHARED`.
+/// Mounts are received from the peer group and sent to it (`MS_SHARED`).
 pub const SHARED: u64 = 1 << 20;
 
 /// A filesystem that is being configured (fsopen(2)).
@@ -132,7 +132,7 @@ struct MountAttr {
     userns_fd: u64,
 }
 
-/// `MOUNT_ATTR_IDMAP`.
+/// The mount maps owners through a user namespace (`MOUNT_ATTR_IDMAP`).
 const ATTR_IDMAP: u64 = 0x10_0000;
 
 /// Maps the ids of a detached mount: inside the user namespace, its files have the owners that they have on the

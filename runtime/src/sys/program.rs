@@ -35,7 +35,7 @@ impl CStrings {
 pub struct FilterProgram {
     /// An array of `struct sock_filter`.
     pub bytes: Vec<u8>,
-    /// `SECCOMP_FILTER_FLAG_*`.
+    /// The flags of seccomp(2) (`SECCOMP_FILTER_FLAG_*`).
     pub flags: u64,
     /// Whether it passes system calls to a supervisor.
     pub notifies: bool,
@@ -53,7 +53,7 @@ pub struct Program {
     pub paths: CStrings,
     /// The arguments, starting with the name.
     pub arguments: CStrings,
-    /// `NAME=value`.
+    /// The environment, as `NAME=value`.
     pub environment: CStrings,
     /// The filter that is loaded before the exec.
     pub filter: Option<FilterProgram>,

@@ -245,7 +245,7 @@ pub enum Failure {
     System {
         /// The system call and its object.
         action: String,
-        /// `errno`.
+        /// The number of the error (errno(3)).
         errno: i32,
     },
     /// The container, exec or pause does not exist.

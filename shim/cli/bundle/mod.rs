@@ -17,12 +17,12 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::diag::gather::{Options, page};
+use super::diag::gather::{PageOptions, page};
 use super::diag::render;
 use super::events;
 use super::format::size;
 use super::node::select::{Objects, Selected};
-use super::node::{Endpoint, Node, answer, run as run_command};
+use super::node::{Endpoint, NodeClient, answer, run as run_command};
 use crate::check;
 use crate::info::{API_VERSION, NAME, VERSION};
 use archive::Archive;
@@ -42,7 +42,7 @@ pub struct BundleArgs {
 }
 
 /// No argument and no log line of a container is in a bundle.
-const PAGES: Options = Options { arguments: false, logs: false, lines: 50 };
+const PAGES: PageOptions = PageOptions { arguments: false, logs: false, lines: 50 };
 
 pub(super) fn run(args: BundleArgs) -> ExitCode {
     run_command(write(args))
@@ -50,12 +50,12 @@ pub(super) fn run(args: BundleArgs) -> ExitCode {
 
 /// The parts of the archive, by their file names. Texts are redacted at the end, when all secrets are known.
 #[derive(Default)]
-struct Parts {
+struct BundleFiles {
     redactor: Redactor,
     texts: Vec<(String, String)>,
 }
 
-impl Parts {
+impl BundleFiles {
     fn text(&mut self, name: &str, text: Result<String, String>) {
         let text = text.unwrap_or_else(|reason| format!("not available: {reason}\n"));
         self.texts.push((name.to_owned(), text));
@@ -77,9 +77,9 @@ async fn write(args: BundleArgs) -> Result<String, String> {
     let failed = |error: std::io::Error| format!("failed to write {}: {error}", path.display());
     let mut archive =
         Archive::create(&path, &name, u64::try_from(now.as_second()).unwrap_or(0)).map_err(failed)?;
-    let mut parts = Parts::default();
+    let mut parts = BundleFiles::default();
     of_host(&mut parts, &args).await;
-    match Node::connect(args.endpoint).await {
+    match NodeClient::connect(args.endpoint).await {
         Ok(mut node) => of_daemon(&mut parts, &mut node).await,
         // The other parts are more useful if the daemon does not run.
         Err(reason) => parts.text("daemon.txt", Err(reason)),
@@ -92,7 +92,7 @@ async fn write(args: BundleArgs) -> Result<String, String> {
     Ok(format!("{}: {} files, {}\n", path.display(), parts.texts.len(), size(bytes)))
 }
 
-async fn of_host(parts: &mut Parts, args: &BundleArgs) {
+async fn of_host(parts: &mut BundleFiles, args: &BundleArgs) {
     parts.text("version.txt", Ok(format!("{NAME} {VERSION} (CRI {API_VERSION})\n")));
     parts.json("check.json", encoded(check::host()));
     let config = args.endpoint.clone().load();
@@ -101,7 +101,7 @@ async fn of_host(parts: &mut Parts, args: &BundleArgs) {
     parts.text("journal.txt", host::journal(&args.unit).await);
 }
 
-async fn of_daemon(parts: &mut Parts, node: &mut Node) {
+async fn of_daemon(parts: &mut BundleFiles, node: &mut NodeClient) {
     let status = answer("get the status", node.runtime.status(StatusRequest { verbose: true })).await;
     parts.json("status.json", status.and_then(|status| encoded(&status)));
     let running = node.operations().await;
@@ -139,7 +139,7 @@ async fn of_daemon(parts: &mut Parts, node: &mut Node) {
     }
 }
 
-async fn images(parts: &mut Parts, node: &mut Node) {
+async fn images(parts: &mut BundleFiles, node: &mut NodeClient) {
     let listed = answer("list images", node.images.list_images(ListImagesRequest { filter: None })).await;
     let images = match listed {
         Ok(listed) => listed.images,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::page::{Operation, Plugin, Process};
+use super::page::{OperationSummary, PluginSummary, ProcessSummary};
 use crate::cli::format::duration;
 
 /// A step that takes longer than this is probably blocked.
@@ -12,10 +12,10 @@ const LONG: Duration = Duration::from_secs(1);
 /// The facts that the sentences are made from.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Facts<'a> {
-    pub(super) operations: &'a [Operation],
-    pub(super) plugins: &'a [Plugin],
+    pub(super) operations: &'a [OperationSummary],
+    pub(super) plugins: &'a [PluginSummary],
     pub(super) pulls: &'a [String],
-    pub(super) processes: &'a [Process],
+    pub(super) processes: &'a [ProcessSummary],
     /// Names of the frozen cgroups.
     pub(super) frozen: &'a [String],
     /// Whether the pod needs a keeper and has none.
@@ -25,7 +25,7 @@ pub(super) struct Facts<'a> {
 pub(super) fn causes(facts: &Facts<'_>) -> Vec<String> {
     let mut causes = Vec::new();
     let after = |milliseconds: u64| duration(Duration::from_millis(milliseconds));
-    let long = |operation: &&Operation| Duration::from_millis(operation.step_milliseconds) >= LONG;
+    let long = |operation: &&OperationSummary| Duration::from_millis(operation.step_milliseconds) >= LONG;
     causes.extend(facts.operations.iter().filter(long).map(|operation| {
         format!("{} is at step {} for {}", operation.rpc, operation.step, after(operation.step_milliseconds))
     }));
@@ -54,7 +54,7 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<String> {
 }
 
 /// Describes the activity of a process.
-fn doing(process: &Process) -> String {
+fn doing(process: &ProcessSummary) -> String {
     let state = match process.state.as_str() {
         "R" => "runs",
         "S" => "sleeps",
@@ -75,27 +75,27 @@ fn doing(process: &Process) -> String {
 mod tests {
     use super::*;
 
-    fn process(pid: i32, state: &str, waits_in: &str) -> Process {
-        Process {
+    fn process(pid: i32, state: &str, waits_in: &str) -> ProcessSummary {
+        ProcessSummary {
             pid,
             of: "main".to_owned(),
             command: "cat".to_owned(),
             state: state.to_owned(),
             waits_in: waits_in.to_owned(),
-            ..Process::default()
+            ..ProcessSummary::default()
         }
     }
 
     #[test]
     fn each_cause_is_a_sentence() {
-        let operation = |step: &str, step_milliseconds| Operation {
+        let operation = |step: &str, step_milliseconds| OperationSummary {
             rpc: "RunPodSandbox".to_owned(),
             step: step.to_owned(),
             since: String::new(),
             step_since: String::new(),
             step_milliseconds,
         };
-        let plugin = Plugin {
+        let plugin = PluginSummary {
             plugin: "calico".to_owned(),
             command: "ADD".to_owned(),
             pid: 7,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 /// A cgroup as it is now.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
+pub(super) struct CgroupUsage {
     /// The processes, without those of execs.
     pub(super) pids: Vec<i32>,
     /// The processes of each exec, by its name.
@@ -18,7 +18,7 @@ pub(super) struct Seen {
 }
 
 /// Reads a cgroup by its recorded path. A cgroup that does not exist is empty.
-pub(super) fn read(path: &str) -> Result<Seen, String> {
+pub(super) fn read(path: &str) -> Result<CgroupUsage, String> {
     let hierarchies =
         Hierarchies::detect().map_err(|error| format!("failed to detect cgroup hierarchies: {error}"))?;
     let parsed = CgroupPath::from_recorded(path).map_err(|error| error.to_string())?;
@@ -26,7 +26,7 @@ pub(super) fn read(path: &str) -> Result<Seen, String> {
     let execs = cgroup.exec_processes().map_err(|error| error.to_string())?;
     let mut pids = cgroup.processes().map_err(|error| error.to_string())?;
     pids.retain(|pid| !execs.iter().any(|(_, of_exec)| of_exec.contains(pid)));
-    Ok(Seen { pids, execs, is_frozen: cgroup.is_frozen(), counters: cgroup.counters() })
+    Ok(CgroupUsage { pids, execs, is_frozen: cgroup.is_frozen(), counters: cgroup.counters() })
 }
 
 /// Returns usage and limits for people.

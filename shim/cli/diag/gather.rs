@@ -10,16 +10,18 @@ use berth_proto::admin::{
 use berth_proto::v1::{ContainerState, Mount, NamespaceMode, PodSandboxState};
 
 use super::blocked::{self, Facts};
-use super::cgroup::{self, Seen};
+use super::cgroup::{self, CgroupUsage};
 use super::members::{self, ContainerFacts, PodFacts, Subject};
-use super::page::{Keeper, Log, Member, Network, Operation, Page, Plugin, Process};
+use super::page::{
+    KeeperSummary, Log, Member, NetworkSummary, OperationSummary, Page, PluginSummary, ProcessSummary,
+};
 use super::section::{Gathering, PATIENCE, Section, gather};
 use super::{files, processes};
 use crate::cli::format::{between, size, time};
 use crate::cli::logs::tail;
-use crate::cli::node::Node;
+use crate::cli::node::NodeClient;
 use crate::cli::node::select::{Objects, Selected};
-use crate::cli::ps::State;
+use crate::cli::ps::ObjectState;
 
 /// The most processes of a cgroup that are shown.
 const MAX_PROCESSES: usize = 50;
@@ -29,7 +31,7 @@ const ARGUMENTS: Duration = Duration::from_millis(500);
 
 /// The parts of a page.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::cli) struct Options {
+pub(in crate::cli) struct PageOptions {
     /// Show the arguments of processes, which can have secrets.
     pub(in crate::cli) arguments: bool,
     /// Show the logs of containers, which can have secrets.
@@ -40,11 +42,11 @@ pub(in crate::cli) struct Options {
 
 /// Collects the page of an object.
 pub(in crate::cli) async fn page(
-    node: &mut Node,
+    node: &mut NodeClient,
     objects: &Objects<'_>,
     running: &ListOperationsResponse,
     selected: Selected<'_>,
-    options: Options,
+    options: PageOptions,
 ) -> Result<Page, String> {
     match selected {
         Selected::Pod(pod) => of_pod(node, objects, running, &pod.id, options).await,
@@ -56,13 +58,13 @@ pub(in crate::cli) async fn page(
 /// The parts that pages of pods and containers share.
 struct Common {
     description: Result<DescribePodResponse, String>,
-    network: Section<Network>,
-    operations: Vec<Operation>,
-    plugins: Vec<Plugin>,
+    network: Section<NetworkSummary>,
+    operations: Vec<OperationSummary>,
+    plugins: Vec<PluginSummary>,
 }
 
 async fn common(
-    node: &mut Node,
+    node: &mut NodeClient,
     running: &ListOperationsResponse,
     pod: &PodFacts,
     concerns: impl Fn(&OperationInFlight) -> bool,
@@ -78,11 +80,11 @@ async fn common(
 }
 
 async fn of_pod(
-    node: &mut Node,
+    node: &mut NodeClient,
     objects: &Objects<'_>,
     running: &ListOperationsResponse,
     id: &str,
-    options: Options,
+    options: PageOptions,
 ) -> Result<Page, String> {
     let pod = members::pod(node, id).await?;
     let containers = members::containers(node, objects, id).await;
@@ -114,7 +116,7 @@ async fn of_pod(
         name: name_of(&pod),
         attempt: pod.status.metadata.as_ref().map_or(0, |metadata| metadata.attempt),
         image: String::new(),
-        state: State::of_pod(pod.status.state()).text().to_owned(),
+        state: ObjectState::of_pod(pod.status.state()).text().to_owned(),
         since: time(since),
         reason: String::new(),
         pod_id: String::new(),
@@ -134,11 +136,11 @@ async fn of_pod(
 }
 
 async fn of_container(
-    node: &mut Node,
+    node: &mut NodeClient,
     objects: &Objects<'_>,
     running: &ListOperationsResponse,
     id: &str,
-    options: Options,
+    options: PageOptions,
 ) -> Result<Page, String> {
     let container = members::container(node, id).await?;
     let listed = objects.containers.iter().find(|listed| listed.id == id);
@@ -174,7 +176,7 @@ async fn of_container(
         name: format!("{}/{}", name_of(&pod), container.name()),
         attempt: container.attempt(),
         image: status.image.as_ref().map(|image| image.image.clone()).unwrap_or_default(),
-        state: State::of_container(status.state()).text().to_owned(),
+        state: ObjectState::of_container(status.state()).text().to_owned(),
         since: time(since),
         reason: reason(&container),
         pod_id,
@@ -195,10 +197,10 @@ async fn of_container(
 
 /// The page of a pod whose RunPodSandbox is in flight: the CRI does not show it yet.
 async fn being_created(
-    node: &mut Node,
+    node: &mut NodeClient,
     running: &ListOperationsResponse,
     creates: &OperationInFlight,
-    options: Options,
+    options: PageOptions,
 ) -> Page {
     let mut pod = PodFacts::default();
     pod.status.id.clone_from(&creates.pod_id);
@@ -232,7 +234,7 @@ async fn being_created(
 
 /// The processes of a page, and what blocks.
 struct Found {
-    processes: Section<Vec<Process>>,
+    processes: Section<Vec<ProcessSummary>>,
     blocked: Vec<String>,
 }
 
@@ -242,7 +244,7 @@ impl Found {
         pod: &PodFacts,
         subjects: Vec<Subject>,
         pulls: &[String],
-        options: Options,
+        options: PageOptions,
     ) -> Self {
         let keeper = common.description.as_ref().map(|seen| seen.keeper_pid).unwrap_or_default();
         let keeper_ended = common.description.is_ok() && keeper == 0 && pod.needs_keeper;
@@ -254,7 +256,7 @@ impl Found {
                 (name.clone(), gather(PATIENCE, move || of_cgroup(&name, &cgroup)))
             })
             .collect();
-        let mut processes: Vec<Process> =
+        let mut processes: Vec<ProcessSummary> =
             single.filter_map(|(pid, name)| processes::read(pid, &name)).collect();
         let (mut frozen, mut missing) = (Vec::new(), Vec::new());
         for (name, section) in gathering {
@@ -287,22 +289,22 @@ impl Found {
 }
 
 /// A cgroup with its processes.
-type Members = (Seen, Vec<Process>);
+type Members = (CgroupUsage, Vec<ProcessSummary>);
 
 fn of_cgroup(name: &str, path: &str) -> Result<Members, String> {
     let seen = cgroup::read(path)?;
     let shown = seen.pids.iter().take(MAX_PROCESSES);
-    let mut found: Vec<Process> = shown.filter_map(|pid| processes::read(*pid, name)).collect();
+    let mut found: Vec<ProcessSummary> = shown.filter_map(|pid| processes::read(*pid, name)).collect();
     let of_execs = seen.execs.iter().flat_map(|(exec, pids)| pids.iter().map(move |pid| (exec, *pid)));
     found.extend(of_execs.take(MAX_PROCESSES).filter_map(|(exec, pid)| {
         let process = processes::read(pid, name)?;
-        Some(Process { exec: exec.clone(), ..process })
+        Some(ProcessSummary { exec: exec.clone(), ..process })
     }));
     Ok((seen, found))
 }
 
 /// Adds the arguments of processes that answer in time.
-fn add_arguments(processes: &mut [Process]) {
+fn add_arguments(processes: &mut [ProcessSummary]) {
     let reading: Vec<_> = processes
         .iter()
         .map(|process| {
@@ -329,7 +331,7 @@ fn member(container: &ContainerFacts) -> Member {
         id: container.status.id.clone(),
         name: container.name(),
         attempt: container.attempt(),
-        state: State::of_container(container.status.state()).text(),
+        state: ObjectState::of_container(container.status.state()).text(),
     }
 }
 
@@ -347,9 +349,9 @@ fn reason(container: &ContainerFacts) -> String {
     format!("{} (code {}) {message}", status.reason, status.exit_code).trim_end().to_owned()
 }
 
-fn operation(seen: &OperationInFlight) -> Operation {
+fn operation(seen: &OperationInFlight) -> OperationSummary {
     let elapsed = between(seen.step_started_at, crate::clock::now());
-    Operation {
+    OperationSummary {
         rpc: seen.rpc.clone(),
         step: seen.step.clone(),
         since: time(seen.started_at),
@@ -358,9 +360,9 @@ fn operation(seen: &OperationInFlight) -> Operation {
     }
 }
 
-fn plugin(call: &berth_proto::admin::PluginCall) -> Plugin {
+fn plugin(call: &berth_proto::admin::PluginCall) -> PluginSummary {
     let elapsed = between(call.started_at, crate::clock::now());
-    Plugin {
+    PluginSummary {
         plugin: call.plugin.clone(),
         command: call.command.clone(),
         pid: call.pid,
@@ -381,10 +383,13 @@ fn pull(pull: &RunningPull) -> String {
     )
 }
 
-fn network(description: &Result<DescribePodResponse, String>, pod: &PodFacts) -> Result<Network, String> {
+fn network(
+    description: &Result<DescribePodResponse, String>,
+    pod: &PodFacts,
+) -> Result<NetworkSummary, String> {
     let options = pod.status.linux.as_ref().and_then(|linux| linux.namespaces.as_ref()?.options.as_ref());
     if options.is_some_and(|options| options.network() == NamespaceMode::Node) {
-        return Ok(Network { network: "host".to_owned(), ..Network::default() });
+        return Ok(NetworkSummary { network: "host".to_owned(), ..NetworkSummary::default() });
     }
     let seen = description.as_ref().map_err(Clone::clone)?;
     let addresses = pod.status.network.iter().flat_map(|network| {
@@ -395,7 +400,7 @@ fn network(description: &Result<DescribePodResponse, String>, pod: &PodFacts) ->
         "" => Section::Known(lines),
         error => Section::Unknown { reason: error.to_owned() },
     };
-    Ok(Network {
+    Ok(NetworkSummary {
         network: seen.network.clone(),
         addresses: addresses.collect(),
         host_ports: pod.host_ports.clone(),
@@ -442,7 +447,7 @@ impl PendingLog {
     }
 }
 
-fn log(container: &ContainerFacts, options: Options) -> Option<PendingLog> {
+fn log(container: &ContainerFacts, options: PageOptions) -> Option<PendingLog> {
     let path = container.status.log_path.clone();
     let file = PathBuf::from(&path);
     let lines = gather(PATIENCE, move || match options.logs {
@@ -453,12 +458,12 @@ fn log(container: &ContainerFacts, options: Options) -> Option<PendingLog> {
     (!path.is_empty()).then(|| PendingLog { container: container.name(), path, lines })
 }
 
-fn keeper(description: &Result<DescribePodResponse, String>, options: Options) -> Section<Keeper> {
+fn keeper(description: &Result<DescribePodResponse, String>, options: PageOptions) -> Section<KeeperSummary> {
     let seen = match description {
         Ok(seen) => seen,
         Err(reason) => return Section::Unknown { reason: reason.clone() },
     };
     let path = seen.keeper_log.clone();
     let lines = gather(PATIENCE, move || files::last_lines(&path, options.lines));
-    Section::Known(Keeper { pid: seen.keeper_pid, log: seen.keeper_log.clone(), lines: lines.wait() })
+    Section::Known(KeeperSummary { pid: seen.keeper_pid, log: seen.keeper_log.clone(), lines: lines.wait() })
 }

@@ -4,9 +4,9 @@ use berth_proto::admin::OperationInFlight;
 use berth_proto::v1::{ContainerState, ContainerStatus, PodSandboxStatus};
 use serde_json::Value;
 
-use super::page::Exit;
+use super::page::ExitSummary;
 use crate::cli::format::{age, time};
-use crate::cli::node::Node;
+use crate::cli::node::NodeClient;
 use crate::cli::node::select::{Objects, container_name};
 
 /// The pod of a page.
@@ -44,7 +44,7 @@ fn text(value: &Value, pointer: &str) -> String {
 }
 
 /// Asks the daemon for a pod.
-pub(super) async fn pod(node: &mut Node, id: &str) -> Result<PodFacts, String> {
+pub(super) async fn pod(node: &mut NodeClient, id: &str) -> Result<PodFacts, String> {
     let answer = node.pod_status(id).await?;
     let info = info_of(&answer.info);
     let cgroup = text(&info, "/cgroup");
@@ -81,7 +81,7 @@ fn host_ports(info: &Value) -> Vec<String> {
 }
 
 /// Asks the daemon for a container.
-pub(super) async fn container(node: &mut Node, id: &str) -> Result<ContainerFacts, String> {
+pub(super) async fn container(node: &mut NodeClient, id: &str) -> Result<ContainerFacts, String> {
     let answer = node.container_status(id).await?;
     let info = info_of(&answer.info);
     let pid = info.get("pid").and_then(Value::as_i64).and_then(|pid| i32::try_from(pid).ok());
@@ -93,7 +93,11 @@ pub(super) async fn container(node: &mut Node, id: &str) -> Result<ContainerFact
 }
 
 /// Asks the daemon for the containers of a pod, oldest first. A container that is removed meanwhile is left out.
-pub(super) async fn containers(node: &mut Node, objects: &Objects<'_>, pod: &str) -> Vec<ContainerFacts> {
+pub(super) async fn containers(
+    node: &mut NodeClient,
+    objects: &Objects<'_>,
+    pod: &str,
+) -> Vec<ContainerFacts> {
     let mut of_pod: Vec<_> = objects.containers.iter().filter(|c| c.pod_sandbox_id == pod).collect();
     of_pod.sort_by_key(|container| container.created_at);
     let mut facts = Vec::new();
@@ -121,9 +125,9 @@ impl ContainerFacts {
         runs.then(|| Subject { name: self.name(), cgroup: self.cgroup.clone() })
     }
 
-    pub(super) fn exit(&self) -> Option<Exit> {
+    pub(super) fn exit(&self) -> Option<ExitSummary> {
         let status = &self.status;
-        self.has_ended().then(|| Exit {
+        self.has_ended().then(|| ExitSummary {
             container: self.name(),
             attempt: self.attempt(),
             code: status.exit_code,
@@ -158,7 +162,11 @@ impl PodFacts {
 }
 
 /// Returns the exits of the attempts of a container, newest first.
-pub(super) async fn exits(node: &mut Node, objects: &Objects<'_>, of: &ContainerFacts) -> Vec<Exit> {
+pub(super) async fn exits(
+    node: &mut NodeClient,
+    objects: &Objects<'_>,
+    of: &ContainerFacts,
+) -> Vec<ExitSummary> {
     let listed = objects.containers.iter().find(|container| container.id == of.status.id);
     let mut exits = Vec::new();
     for attempt in listed.map(|listed| objects.attempts(listed)).unwrap_or_default() {

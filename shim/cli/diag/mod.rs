@@ -21,8 +21,8 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::node::select::Objects;
-use super::node::{Endpoint, Node, Output, json, run as run_command};
-use gather::Options;
+use super::node::{Endpoint, NodeClient, OutputFormat, json, run as run_command};
+use gather::PageOptions;
 
 /// Arguments of `berth diag`.
 #[derive(Clone, Debug, Args)]
@@ -35,7 +35,7 @@ pub struct DiagArgs {
     lines: usize,
     /// Set the format of the output
     #[arg(short, long, value_name = "FORMAT", default_value = "text")]
-    output: Output,
+    output: OutputFormat,
     #[command(flatten)]
     endpoint: Endpoint,
 }
@@ -45,15 +45,15 @@ pub(super) fn run(args: DiagArgs) -> ExitCode {
 }
 
 async fn show(args: DiagArgs) -> Result<String, String> {
-    let mut node = Node::connect(args.endpoint).await?;
+    let mut node = NodeClient::connect(args.endpoint).await?;
     let running = node.operations().await?;
     let (pods, containers) = (node.pods().await?, node.containers().await?);
     let objects = Objects { pods: &pods, containers: &containers, operations: &running.operations };
     let selected = objects.find(&args.object)?;
-    let options = Options { arguments: true, logs: true, lines: args.lines };
+    let options = PageOptions { arguments: true, logs: true, lines: args.lines };
     let page = gather::page(&mut node, &objects, &running, selected, options).await?;
     match args.output {
-        Output::Json => json(&page),
-        Output::Text => Ok(render::text(&page)),
+        OutputFormat::Json => json(&page),
+        OutputFormat::Text => Ok(render::text(&page)),
     }
 }

@@ -28,24 +28,24 @@ pub(in crate::cli) struct Page {
     pub(in crate::cli) cgroup: String,
     /// Likely causes of a hang.
     pub(in crate::cli) blocked: Vec<String>,
-    pub(in crate::cli) operations: Vec<Operation>,
-    pub(in crate::cli) plugins: Vec<Plugin>,
+    pub(in crate::cli) operations: Vec<OperationSummary>,
+    pub(in crate::cli) plugins: Vec<PluginSummary>,
     /// The containers of a pod.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(in crate::cli) containers: Vec<Member>,
-    pub(in crate::cli) processes: Section<Vec<Process>>,
+    pub(in crate::cli) processes: Section<Vec<ProcessSummary>>,
     pub(in crate::cli) limits: Section<Vec<Figure>>,
-    pub(in crate::cli) network: Section<Network>,
+    pub(in crate::cli) network: Section<NetworkSummary>,
     pub(in crate::cli) mounts: Section<Vec<String>>,
     pub(in crate::cli) logs: Vec<Log>,
-    pub(in crate::cli) exits: Vec<Exit>,
-    pub(in crate::cli) keeper: Section<Keeper>,
+    pub(in crate::cli) exits: Vec<ExitSummary>,
+    pub(in crate::cli) keeper: Section<KeeperSummary>,
 }
 
 /// An operation in flight.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::cli) struct Operation {
+pub(in crate::cli) struct OperationSummary {
     pub(in crate::cli) rpc: String,
     pub(in crate::cli) step: String,
     pub(in crate::cli) since: String,
@@ -56,7 +56,7 @@ pub(in crate::cli) struct Operation {
 /// A network plugin that runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::cli) struct Plugin {
+pub(in crate::cli) struct PluginSummary {
     pub(in crate::cli) plugin: String,
     pub(in crate::cli) command: String,
     pub(in crate::cli) pid: i32,
@@ -77,7 +77,7 @@ pub(in crate::cli) struct Member {
 /// A process.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::cli) struct Process {
+pub(in crate::cli) struct ProcessSummary {
     pub(in crate::cli) pid: i32,
     /// `keeper`, `pause`, `plugin NAME` or the name of the container.
     pub(in crate::cli) of: String,
@@ -107,7 +107,7 @@ pub(in crate::cli) struct Figure {
 /// The addresses of a pod, and how packets reach it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(in crate::cli) struct Network {
+pub(in crate::cli) struct NetworkSummary {
     /// The name of the network; `host` for a pod in the host's network.
     pub(in crate::cli) network: String,
     pub(in crate::cli) addresses: Vec<String>,
@@ -132,7 +132,7 @@ pub(in crate::cli) struct Log {
 
 /// The exit of a container.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(in crate::cli) struct Exit {
+pub(in crate::cli) struct ExitSummary {
     pub(in crate::cli) container: String,
     pub(in crate::cli) attempt: u32,
     pub(in crate::cli) code: i32,
@@ -146,7 +146,7 @@ pub(in crate::cli) struct Exit {
 
 /// The keeper of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub(in crate::cli) struct Keeper {
+pub(in crate::cli) struct KeeperSummary {
     /// 0 if it has ended.
     pub(in crate::cli) pid: i32,
     pub(in crate::cli) log: String,

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::page::Process;
+use super::page::ProcessSummary;
 
 /// The longest command.
 const MAX_COMMAND: usize = 120;
@@ -11,7 +11,7 @@ const MAX_COMMAND: usize = 120;
 const MAX_FRAMES: usize = 12;
 
 /// Returns a process; none if it has ended.
-pub(super) fn read(pid: i32, of: &str) -> Option<Process> {
+pub(super) fn read(pid: i32, of: &str) -> Option<ProcessSummary> {
     let file = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
     let mut process = parse(&file("status")?);
     process.pid = pid;
@@ -39,18 +39,18 @@ fn frame(line: &str) -> String {
 }
 
 /// Parses `/proc/PID/status`.
-fn parse(status: &str) -> Process {
+fn parse(status: &str) -> ProcessSummary {
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().trim()
     };
     let number = |name: &str| field(name).split_whitespace().next().and_then(|word| word.parse::<u64>().ok());
-    Process {
+    ProcessSummary {
         command: berth_image::printable(field("Name"), MAX_COMMAND),
         state: field("State").chars().take(1).collect(),
         threads: number("Threads").unwrap_or(0),
         resident_bytes: number("VmRSS").unwrap_or(0).saturating_mul(1024),
-        ..Process::default()
+        ..ProcessSummary::default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 
-use super::page::{Network, Page, Process};
+use super::page::{NetworkSummary, Page, ProcessSummary};
 use super::section::Section;
 use crate::cli::format::{short, size, table};
 
@@ -79,7 +79,7 @@ fn heading(text: &mut Text, page: &Page) {
     }
 }
 
-fn processes_lines(processes: &[Process]) -> Vec<String> {
+fn processes_lines(processes: &[ProcessSummary]) -> Vec<String> {
     if processes.is_empty() {
         return Vec::new();
     }
@@ -104,7 +104,7 @@ fn processes_lines(processes: &[Process]) -> Vec<String> {
     shown
 }
 
-fn network_lines(network: &Network) -> Vec<String> {
+fn network_lines(network: &NetworkSummary) -> Vec<String> {
     let mut shown = Vec::new();
     let mut add = |what: &str, values: &[String]| {
         shown.extend(values.iter().map(|value| format!("{what:9}  {value}")));
@@ -157,7 +157,7 @@ impl Text {
 
 #[cfg(test)]
 mod tests {
-    use super::super::page::{Exit, Figure, Keeper, Log, Operation};
+    use super::super::page::{ExitSummary, Figure, KeeperSummary, Log, OperationSummary};
     use super::*;
 
     #[test]
@@ -174,7 +174,7 @@ mod tests {
             pod_id: "ab".repeat(32),
             cgroup: "/kubepods/x".to_owned(),
             blocked: vec!["the cgroup of main is frozen".to_owned()],
-            operations: vec![Operation {
+            operations: vec![OperationSummary {
                 rpc: "StopContainer".to_owned(),
                 step: "kill".to_owned(),
                 since: "then".to_owned(),
@@ -189,11 +189,11 @@ mod tests {
                 used: "3.0 MiB".to_owned(),
                 limit: "64.0 MiB".to_owned(),
             }]),
-            network: Section::Known(Network {
+            network: Section::Known(NetworkSummary {
                 network: "berth".to_owned(),
                 addresses: vec!["10.0.0.2".to_owned()],
                 rules: Section::Unknown { reason: "no nftables".to_owned() },
-                ..Network::default()
+                ..NetworkSummary::default()
             }),
             mounts: Section::default(),
             logs: vec![Log {
@@ -201,7 +201,7 @@ mod tests {
                 path: "/l".to_owned(),
                 lines: Section::Known(vec!["hello".to_owned()]),
             }],
-            exits: vec![Exit {
+            exits: vec![ExitSummary {
                 container: "main".to_owned(),
                 attempt: 1,
                 code: 137,
@@ -210,7 +210,7 @@ mod tests {
                 at: "before".to_owned(),
                 ran: "5m".to_owned(),
             }],
-            keeper: Section::Known(Keeper { pid: 7, log: "/k".to_owned(), lines: Section::default() }),
+            keeper: Section::Known(KeeperSummary { pid: 7, log: "/k".to_owned(), lines: Section::default() }),
         };
         let expected = format!(
             "container default/web/main of busybox:1, attempt 2\n  id      {}\n  state   running since \

@@ -8,7 +8,7 @@ use berth_proto::admin::{ExplainImageRequest, Explanation};
 use clap::Args;
 
 use super::pull::read_credentials;
-use super::{Source, failure};
+use super::{ConfigSource, failure};
 use crate::server::connect;
 
 #[derive(Clone, Debug, Args)]
@@ -20,10 +20,10 @@ pub(super) struct ExplainArgs {
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
-pub(super) async fn explain(args: ExplainArgs) -> Result<String, String> {
+pub(super) async fn run(args: ExplainArgs) -> Result<String, String> {
     let (username, password) =
         args.credentials.as_deref().map(read_credentials).transpose()?.unwrap_or_default();
     let config = args.source.load().map_err(|error| error.to_string())?;

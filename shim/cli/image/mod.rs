@@ -20,18 +20,18 @@ use tonic::transport::Channel;
 
 use super::format::size as human;
 use super::load::LoadArgs;
-use super::{Source, load};
+use super::{ConfigSource, load};
 use crate::server::connect;
 
 /// Arguments of `berth image`.
 #[derive(Clone, Debug, Args)]
 pub struct ImageArgs {
     #[command(subcommand)]
-    command: Command,
+    command: ImageCommand,
 }
 
 #[derive(Clone, Debug, Subcommand)]
-enum Command {
+enum ImageCommand {
     /// List images
     Ls(Where),
     /// Pull an image from its registry
@@ -53,7 +53,7 @@ enum Command {
 #[derive(Clone, Debug, Args)]
 struct Where {
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -65,7 +65,7 @@ struct VerifyArgs {
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -74,11 +74,11 @@ struct RmArgs {
     #[arg(value_name = "IMAGE", required = true)]
     images: Vec<String>,
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
 pub(super) fn run(args: ImageArgs) -> ExitCode {
-    if let Command::Load(args) = args.command {
+    if let ImageCommand::Load(args) = args.command {
         return load::run(args);
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -91,13 +91,13 @@ pub(super) fn run(args: ImageArgs) -> ExitCode {
     }
 }
 
-async fn answer(command: Command) -> Result<String, String> {
+async fn answer(command: ImageCommand) -> Result<String, String> {
     match command {
-        Command::Ls(args) => Ok(table(&ImageClient::connect(args.source).await?.list().await?)),
-        Command::Pull(args) => pull::pull(args).await,
-        Command::Explain(args) => explain::explain(args).await,
-        Command::Save(args) => save::save(args).await,
-        Command::Rm(args) => {
+        ImageCommand::Ls(args) => Ok(table(&ImageClient::connect(args.source).await?.list().await?)),
+        ImageCommand::Pull(args) => pull::run(args).await,
+        ImageCommand::Explain(args) => explain::run(args).await,
+        ImageCommand::Save(args) => save::run(args).await,
+        ImageCommand::Rm(args) => {
             let mut client = ImageClient::connect(args.source).await?;
             let mut removed = String::new();
             for name in args.images {
@@ -108,9 +108,9 @@ async fn answer(command: Command) -> Result<String, String> {
             }
             Ok(removed)
         }
-        Command::Verify(args) => verify(args).await,
-        Command::Prune(args) => prune(ImageClient::connect(args.source).await?).await,
-        Command::Load(_) => Err("load is handled before".to_owned()),
+        ImageCommand::Verify(args) => verify(args).await,
+        ImageCommand::Prune(args) => prune(ImageClient::connect(args.source).await?).await,
+        ImageCommand::Load(_) => Err("load is handled before".to_owned()),
     }
 }
 
@@ -160,7 +160,7 @@ struct ImageClient {
 }
 
 impl ImageClient {
-    async fn connect(source: Source) -> Result<Self, String> {
+    async fn connect(source: ConfigSource) -> Result<Self, String> {
         let config = source.load().map_err(|error| error.to_string())?;
         let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;
         Ok(Self {

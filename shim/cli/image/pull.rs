@@ -11,7 +11,7 @@ use berth_proto::admin::{LayerProgress, LayerStage, PullImageRequest};
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::{ImageClient, Source, failure, human};
+use super::{ConfigSource, ImageClient, failure, human};
 
 #[derive(Clone, Debug, Args)]
 pub(super) struct PullArgs {
@@ -22,10 +22,10 @@ pub(super) struct PullArgs {
     #[arg(long, value_name = "FILE")]
     credentials: Option<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
-pub(super) async fn pull(args: PullArgs) -> Result<String, String> {
+pub(super) async fn run(args: PullArgs) -> Result<String, String> {
     let (username, password) =
         args.credentials.as_deref().map(read_credentials).transpose()?.unwrap_or_default();
     let mut client = ImageClient::connect(args.source).await?;

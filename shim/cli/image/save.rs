@@ -8,7 +8,7 @@ use berth_proto::admin::SaveImagesRequest;
 use berth_proto::admin::admin_client::AdminClient;
 use clap::Args;
 
-use super::Source;
+use super::ConfigSource;
 use crate::server::connect;
 
 #[derive(Clone, Debug, Args)]
@@ -20,10 +20,10 @@ pub(super) struct SaveArgs {
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     #[command(flatten)]
-    source: Source,
+    source: ConfigSource,
 }
 
-pub(super) async fn save(args: SaveArgs) -> Result<String, String> {
+pub(super) async fn run(args: SaveArgs) -> Result<String, String> {
     match &args.output {
         None if stdout().is_terminal() => {
             Err("refusing to write an archive to a terminal: use -o FILE".to_owned())

@@ -11,8 +11,8 @@ use futures_util::StreamExt;
 use inotify::{EventStream, Inotify, WatchMask};
 use tonic::Streaming;
 
-use super::record::{Joiner, Reader};
-use crate::cli::node::Node;
+use super::record::{Joiner, LogReader};
+use crate::cli::node::NodeClient;
 
 /// The notifications about a log file, and about the end of its container.
 #[derive(Debug)]
@@ -20,14 +20,14 @@ pub(super) struct Follower {
     id: String,
     path: PathBuf,
     /// The file before the last rotation. The keeper may write to it until it has switched to the new one.
-    rotated: Option<Reader>,
+    rotated: Option<LogReader>,
     changes: EventStream<[u8; 4096]>,
     events: Streaming<ContainerEventResponse>,
 }
 
 impl Follower {
     /// Subscribes to changes of the file and of the container.
-    pub(super) async fn start(node: &mut Node, id: &str, path: &Path) -> Result<Self, String> {
+    pub(super) async fn start(node: &mut NodeClient, id: &str, path: &Path) -> Result<Self, String> {
         let folder = path.parent().unwrap_or(Path::new("/"));
         let failed = |error: io::Error| format!("failed to watch {}: {error}", folder.display());
         let inotify = Inotify::init().map_err(failed)?;
@@ -49,8 +49,8 @@ impl Follower {
     /// Passes on new records until the container has exited or is removed.
     pub(super) async fn run(
         mut self,
-        node: &mut Node,
-        mut reader: Reader,
+        node: &mut NodeClient,
+        mut reader: LogReader,
         joiner: &mut Joiner<impl Write>,
     ) -> io::Result<()> {
         let status = node.container_status(&self.id).await.map_err(io::Error::other)?.status;
@@ -78,7 +78,7 @@ impl Follower {
     }
 
     /// Reads to the end. If the file was replaced, continues with the new one.
-    fn read(&mut self, reader: &mut Reader, joiner: &mut Joiner<impl Write>) -> io::Result<()> {
+    fn read(&mut self, reader: &mut LogReader, joiner: &mut Joiner<impl Write>) -> io::Result<()> {
         let opened = reader.file().metadata()?;
         let current = fs::metadata(&self.path).ok();
         if let Some(rotated) = &mut self.rotated {
@@ -88,7 +88,7 @@ impl Follower {
         let is_replaced =
             current.is_some_and(|current| (current.dev(), current.ino()) != (opened.dev(), opened.ino()));
         if is_replaced {
-            self.rotated = Some(std::mem::replace(reader, Reader::open(&self.path)?));
+            self.rotated = Some(std::mem::replace(reader, LogReader::open(&self.path)?));
             reader.read(joiner)?;
         }
         Ok(())

@@ -19,9 +19,9 @@ use jiff::Timestamp;
 
 use super::format::since;
 use super::node::select::{Objects, Selected, container_name, pod_name};
-use super::node::{Endpoint, Node, run as run_command};
+use super::node::{Endpoint, NodeClient, run as run_command};
 use follow::Follower;
-use record::{Joiner, Reader};
+use record::{Joiner, LogReader};
 
 /// Arguments of `berth logs`.
 #[derive(Clone, Debug, Args)]
@@ -56,7 +56,7 @@ pub(super) fn run(args: LogsArgs) -> ExitCode {
 }
 
 async fn show(args: LogsArgs) -> Result<String, String> {
-    let mut node = Node::connect(args.endpoint.clone()).await?;
+    let mut node = NodeClient::connect(args.endpoint.clone()).await?;
     let (pods, containers) = (node.pods().await?, node.containers().await?);
     let objects = Objects { pods: &pods, containers: &containers, operations: &[] };
     let container = selected(&args, &objects)?;
@@ -68,7 +68,7 @@ async fn show(args: LogsArgs) -> Result<String, String> {
         true => Some(Follower::start(&mut node, &id, &path).await?),
         false => None,
     };
-    let mut reader = Reader::open(&path).map_err(failed)?;
+    let mut reader = LogReader::open(&path).map_err(failed)?;
     if let Some(lines) = args.tail {
         let start = tail::start(reader.file(), lines).map_err(failed)?;
         reader.file().seek(SeekFrom::Start(start)).map_err(failed)?;
@@ -89,7 +89,7 @@ async fn show(args: LogsArgs) -> Result<String, String> {
     }
 }
 
-async fn path_of(node: &mut Node, id: &str) -> Result<PathBuf, String> {
+async fn path_of(node: &mut NodeClient, id: &str) -> Result<PathBuf, String> {
     let status = node.container_status(id).await?.status.unwrap_or_default();
     match status.log_path.as_str() {
         "" => Err(format!("log of container {id} not found: its client requested none")),

@@ -12,7 +12,7 @@ const MAX_LINE: usize = 1 << 20;
 
 /// A record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::cli) struct Record<'a> {
+pub(in crate::cli) struct LogRecord<'a> {
     pub(in crate::cli) time: &'a str,
     pub(in crate::cli) is_stderr: bool,
     /// Whether it ends a line.
@@ -20,7 +20,7 @@ pub(in crate::cli) struct Record<'a> {
     pub(in crate::cli) text: &'a [u8],
 }
 
-impl<'a> Record<'a> {
+impl<'a> LogRecord<'a> {
     /// Parses a line of the file, without its line break. Tags after the first are for future extensions.
     pub(in crate::cli) fn parse(line: &'a [u8]) -> Option<Self> {
         let mut fields = line.splitn(4, |byte| *byte == b' ');
@@ -55,7 +55,7 @@ impl<W: Write> Joiner<W> {
 
     /// Takes a line of the file. A line that is not a record is written as it is.
     pub(in crate::cli) fn take(&mut self, line: &[u8]) -> io::Result<()> {
-        let Some(record) = Record::parse(line) else {
+        let Some(record) = LogRecord::parse(line) else {
             self.sink.write_all(line)?;
             return self.sink.write_all(b"\n");
         };
@@ -102,13 +102,13 @@ impl<W: Write> Joiner<W> {
 
 /// Reads a log file up to its current end, again and again.
 #[derive(Debug)]
-pub(in crate::cli) struct Reader {
+pub(in crate::cli) struct LogReader {
     file: BufReader<File>,
     /// The start of a record whose rest is not written yet.
     rest: Vec<u8>,
 }
 
-impl Reader {
+impl LogReader {
     pub(in crate::cli) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { file: BufReader::with_capacity(64 << 10, File::open(path)?), rest: Vec::new() })
     }
@@ -173,13 +173,13 @@ mod tests {
     #[test]
     fn only_records_of_the_specification_are_records() {
         let full = format!("{TIME} stderr F a b");
-        let record = Record::parse(full.as_bytes()).unwrap();
+        let record = LogRecord::parse(full.as_bytes()).unwrap();
         assert_eq!((record.is_stderr, record.is_full, record.text), (true, true, &b"a b"[..]));
         for line in ["", TIME, &format!("{TIME} stdin F x"), &format!("{TIME} stdout X x"), "\u{7f}"] {
-            assert_eq!(Record::parse(line.as_bytes()), None, "{line}");
+            assert_eq!(LogRecord::parse(line.as_bytes()), None, "{line}");
         }
         let empty = format!("{TIME} stdout F");
-        assert_eq!(Record::parse(empty.as_bytes()).unwrap().text, b"");
+        assert_eq!(LogRecord::parse(empty.as_bytes()).unwrap().text, b"");
     }
 
     proptest! {

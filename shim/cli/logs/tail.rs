@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use super::record::{Joiner, Record};
+use super::record::{Joiner, LogRecord};
 
 /// How much of the end is read at first. If it has too few lines, ten times as much is read.
 const FIRST: u64 = 64 << 10;
@@ -36,7 +36,7 @@ pub(in crate::cli) fn last_lines(path: &Path, lines: usize) -> io::Result<Vec<St
     let rest = bytes.get(place..).unwrap_or_default();
     for line in rest.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         // The first line can be the rest of a record.
-        if from == 0 || Record::parse(line).is_some() {
+        if from == 0 || LogRecord::parse(line).is_some() {
             joiner.take(line)?;
         }
     }
@@ -65,7 +65,7 @@ fn start_in(bytes: &[u8], is_whole: bool, lines: usize) -> Option<usize> {
         let line = bytes.get(place..end).unwrap_or_default();
         let line = line.strip_suffix(b"\n").unwrap_or(line);
         // The record before this one ends another line.
-        if !line.is_empty() && Record::parse(line).is_none_or(|record| record.is_full) {
+        if !line.is_empty() && LogRecord::parse(line).is_none_or(|record| record.is_full) {
             if left == 0 {
                 return Some(end);
             }

@@ -26,7 +26,7 @@ use clap::{Args, ValueEnum};
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
-use super::{Flags, Source};
+use super::{ConfigSource, Flags};
 use crate::config::{Config, ConfigError, value};
 use crate::server::connect;
 
@@ -49,17 +49,17 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn load(self) -> Result<Config, ConfigError> {
-        Source { config: self.config, flags: Flags { socket: self.socket, ..Flags::default() } }.load()
+        ConfigSource { config: self.config, flags: Flags { socket: self.socket, ..Flags::default() } }.load()
     }
 }
 
 /// The format of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub(super) enum Output {
+pub(super) enum OutputFormat {
     /// For people
     #[default]
     Text,
-    /// JSON
+    /// For programs, as JSON
     Json,
 }
 
@@ -83,13 +83,13 @@ pub(super) fn json(value: &impl serde::Serialize) -> Result<String, String> {
 
 /// A connection to the daemon.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct NodeClient {
     pub(super) runtime: RuntimeServiceClient<Channel>,
     pub(super) images: ImageServiceClient<Channel>,
     pub(super) observer: ObserverClient<Channel>,
 }
 
-impl Node {
+impl NodeClient {
     pub(super) async fn connect(endpoint: Endpoint) -> Result<Self, String> {
         let config = endpoint.load().map_err(|error| error.to_string())?;
         let channel = connect(&config.socket).await.map_err(|error| error.to_string())?;

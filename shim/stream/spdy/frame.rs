@@ -94,7 +94,7 @@ pub enum SpdyFrameError {
 
 /// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Head {
+pub enum SpdyFrameHeader {
     /// A data frame.
     Data {
         /// The stream.
@@ -177,7 +177,7 @@ pub enum ControlFrame<'a> {
     Unknown(u16),
 }
 
-impl Head {
+impl SpdyFrameHeader {
     /// Parses a header.
     ///
     /// # Errors
@@ -209,9 +209,9 @@ impl Head {
 }
 
 /// Reads numbers from the front of a payload.
-struct Fields<'a>(&'a [u8]);
+struct PayloadReader<'a>(&'a [u8]);
 
-impl<'a> Fields<'a> {
+impl<'a> PayloadReader<'a> {
     fn number(&mut self) -> Option<u32> {
         let (number, rest) = self.0.split_first_chunk()?;
         self.0 = rest;
@@ -238,11 +238,11 @@ impl<'a> ControlFrame<'a> {
     /// # Errors
     /// The payload does not fit the kind.
     pub fn parse(kind: u16, flags: u8, payload: &'a [u8]) -> Result<Self, SpdyFrameError> {
-        Self::fields(kind, flags & FLAG_FIN != 0, Fields(payload))
+        Self::fields(kind, flags & FLAG_FIN != 0, PayloadReader(payload))
             .ok_or(SpdyFrameError::Length { kind, length: payload.len() })
     }
 
-    fn fields(kind: u16, fin: bool, mut fields: Fields<'a>) -> Option<Self> {
+    fn fields(kind: u16, fin: bool, mut fields: PayloadReader<'a>) -> Option<Self> {
         let control = match kind {
             1 => {
                 let stream = StreamId::new(fields.number()?);
@@ -374,12 +374,12 @@ mod tests {
 
     fn parse(frame: &[u8]) -> Result<ControlFrame<'_>, SpdyFrameError> {
         let (head, payload) = frame.split_first_chunk().unwrap();
-        match Head::parse(*head)? {
-            Head::Control { kind, flags, length } => {
+        match SpdyFrameHeader::parse(*head)? {
+            SpdyFrameHeader::Control { kind, flags, length } => {
                 assert_eq!(length, payload.len());
                 ControlFrame::parse(kind, flags, payload)
             }
-            Head::Data { .. } => panic!("data"),
+            SpdyFrameHeader::Data { .. } => panic!("data"),
         }
     }
 
@@ -394,21 +394,21 @@ mod tests {
         #[test]
         fn a_data_head_is_read_as_it_was_written(stream: u32, fin: bool, length in 0..1_u32 << 24) {
             let stream = StreamId::new(stream);
-            let expected = Head::Data { stream, fin, length: usize::try_from(length).unwrap() };
-            prop_assert_eq!(Head::parse(Head::data(stream, fin, length)), Ok(expected));
+            let expected = SpdyFrameHeader::Data { stream, fin, length: usize::try_from(length).unwrap() };
+            prop_assert_eq!(SpdyFrameHeader::parse(SpdyFrameHeader::data(stream, fin, length)), Ok(expected));
         }
 
         #[test]
         fn nothing_breaks_the_parser(kind in 0_u16..12, flags: u8, payload: Vec<u8>, head: [u8; HEAD]) {
-            let _parsed = Head::parse(head);
+            let _parsed = SpdyFrameHeader::parse(head);
             drop(ControlFrame::parse(kind, flags, &payload));
         }
     }
 
     #[test]
     fn invalid_frames_are_refused() {
-        assert_eq!(Head::parse([0x80, 2, 0, 1, 0, 0, 0, 0]), Err(SpdyFrameError::Version(2)));
-        assert_eq!(Head::parse([0x80, 3, 0, 1, 0, 1, 0, 1]), Err(SpdyFrameError::TooLarge(65537)));
+        assert_eq!(SpdyFrameHeader::parse([0x80, 2, 0, 1, 0, 0, 0, 0]), Err(SpdyFrameError::Version(2)));
+        assert_eq!(SpdyFrameHeader::parse([0x80, 3, 0, 1, 0, 1, 0, 1]), Err(SpdyFrameError::TooLarge(65537)));
         assert_eq!(ControlFrame::parse(6, 0, &[0; 5]), Err(SpdyFrameError::Length { kind: 6, length: 5 }));
         // A settings frame that declares four billion entries.
         assert_eq!(ControlFrame::parse(4, 0, &[0xff; 4]), Err(SpdyFrameError::Length { kind: 4, length: 4 }));

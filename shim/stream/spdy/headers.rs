@@ -34,9 +34,9 @@ pub enum HeaderError {
 
 /// The headers of a stream. Names are in lower case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Headers(Vec<(String, String)>);
+pub struct StreamHeaders(Vec<(String, String)>);
 
-impl Headers {
+impl StreamHeaders {
     /// Creates headers from pairs; names are converted to lower case.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         Self(pairs.into_iter().map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect())
@@ -117,7 +117,7 @@ impl Decompressor {
     ///
     /// # Errors
     /// See [`HeaderError`]; after an error no further block can be read.
-    pub fn block(&mut self, compressed: &[u8]) -> Result<Headers, HeaderError> {
+    pub fn block(&mut self, compressed: &[u8]) -> Result<StreamHeaders, HeaderError> {
         self.block.clear();
         let mut rest = compressed;
         let mut piece = [0_u8; 4096];
@@ -145,7 +145,7 @@ impl Decompressor {
         if !rest.is_empty() {
             return Err(HeaderError::Compression);
         }
-        Headers::parse(&self.block)
+        StreamHeaders::parse(&self.block)
     }
 }
 
@@ -157,7 +157,7 @@ pub struct HeaderWriter {
 
 impl HeaderWriter {
     /// Encodes the next block, in the zlib format.
-    pub fn block(&mut self, headers: &Headers) -> Vec<u8> {
+    pub fn block(&mut self, headers: &StreamHeaders) -> Vec<u8> {
         let mut out = Vec::new();
         if !self.begun {
             // The header of a zlib stream with a dictionary (RFC 1950): method and window, level and check
@@ -204,9 +204,9 @@ mod tests {
         }
     }
 
-    fn headers() -> impl Strategy<Value = Headers> {
+    fn headers() -> impl Strategy<Value = StreamHeaders> {
         let pairs = prop::collection::vec(("[a-z][a-z-]{0,20}", ".{0,80}"), 0..10);
-        pairs.prop_map(Headers)
+        pairs.prop_map(StreamHeaders)
     }
 
     proptest! {
@@ -222,14 +222,14 @@ mod tests {
 
         #[test]
         fn nothing_breaks_the_parsers(bytes: Vec<u8>) {
-            drop(Headers::parse(&bytes));
+            drop(StreamHeaders::parse(&bytes));
             drop(Decompressor::default().block(&bytes));
         }
     }
 
     #[test]
     fn names_are_found_in_any_case() {
-        let headers = Headers::from_pairs([("streamType", "data\0other"), ("port", "80")]);
+        let headers = StreamHeaders::from_pairs([("streamType", "data\0other"), ("port", "80")]);
         assert_eq!(headers.get("StreamType"), Some("data"));
         assert_eq!(headers.get("requestID"), None);
     }
@@ -250,7 +250,7 @@ mod tests {
             (&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], HeaderError::Malformed),
             (&[0, 0, 0, 0, 0], HeaderError::Malformed),
         ] {
-            assert_eq!(Headers::parse(block), Err(expected), "{block:?}");
+            assert_eq!(StreamHeaders::parse(block), Err(expected), "{block:?}");
         }
     }
 

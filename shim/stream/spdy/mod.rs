@@ -15,6 +15,6 @@ pub mod session;
 pub mod table;
 mod writer;
 
-pub use headers::Headers;
+pub use headers::StreamHeaders;
 pub use new_stream::NewStream;
 pub use session::SpdySession;

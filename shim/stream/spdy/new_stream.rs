@@ -3,7 +3,7 @@
 use super::super::inbox::Incoming;
 use super::super::outgoing::Outgoing;
 use super::frame::StreamId;
-use super::headers::Headers;
+use super::headers::StreamHeaders;
 
 /// A stream that the client has opened. The reply was already sent.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub struct NewStream {
     /// The stream's number.
     pub id: StreamId,
     /// The headers of the stream.
-    pub headers: Headers,
+    pub headers: StreamHeaders,
     /// The client's data.
     pub incoming: Incoming,
     /// Sends data to the client.

@@ -10,8 +10,8 @@ use tokio::sync::mpsc;
 
 use super::super::inbox::inbox;
 use super::super::outgoing::{Item, Outgoing};
-use super::frame::{ControlFrame, HEAD, Head, ResetStatus, SpdyFrameError, StreamId};
-use super::headers::{Decompressor, HeaderError, HeaderWriter, Headers};
+use super::frame::{ControlFrame, HEAD, ResetStatus, SpdyFrameError, SpdyFrameHeader, StreamId};
+use super::headers::{Decompressor, HeaderError, HeaderWriter, StreamHeaders};
 use super::new_stream::NewStream;
 use super::table::{Credit, OpenError, StreamState, StreamTable};
 
@@ -56,9 +56,9 @@ impl<R: AsyncBufRead + Unpin> FrameReader<R> {
             }
             let mut head = [0; HEAD];
             self.io.read_exact(&mut head).await?;
-            match Head::parse(head)? {
-                Head::Data { stream, fin, length } => self.data(stream, fin, length).await?,
-                Head::Control { kind, flags, length } => {
+            match SpdyFrameHeader::parse(head)? {
+                SpdyFrameHeader::Data { stream, fin, length } => self.data(stream, fin, length).await?,
+                SpdyFrameHeader::Control { kind, flags, length } => {
                     let mut payload = vec![0; length];
                     self.io.read_exact(&mut payload).await?;
                     self.control(ControlFrame::parse(kind, flags, &payload)?).await?;
@@ -143,7 +143,12 @@ impl<R: AsyncBufRead + Unpin> FrameReader<R> {
         Ok(())
     }
 
-    async fn open(&mut self, stream: StreamId, fin: bool, headers: Headers) -> Result<(), SpdyReadError> {
+    async fn open(
+        &mut self,
+        stream: StreamId,
+        fin: bool,
+        headers: StreamHeaders,
+    ) -> Result<(), SpdyReadError> {
         let credit = Credit { table: self.table.clone(), stream };
         let (inbox, incoming) = inbox(Some(Arc::new(credit)));
         match self.table.open(stream, fin, inbox) {
@@ -153,7 +158,7 @@ impl<R: AsyncBufRead + Unpin> FrameReader<R> {
         }
         // The reply must come first: the client's library drops data that arrives on a stream before its
         // reply.
-        let block = self.writer.block(&Headers::default());
+        let block = self.writer.block(&StreamHeaders::default());
         self.send(&ControlFrame::SynReply { stream, fin: false, block: &block }).await?;
         let outgoing = Outgoing::new(stream.get(), self.items.clone(), Some(self.table.clone()));
         let new = NewStream { id: stream, headers, incoming, outgoing };

@@ -55,7 +55,7 @@ struct StreamEntry {
 }
 
 #[derive(Debug)]
-struct State {
+struct TableState {
     streams: HashMap<StreamId, StreamEntry>,
     last: StreamId,
     window: i64,
@@ -68,7 +68,7 @@ struct State {
 /// The streams of a session.
 #[derive(Debug)]
 pub struct StreamTable {
-    state: Mutex<State>,
+    state: Mutex<TableState>,
     window_changed: Notify,
     credit: Notify,
     max_streams: usize,
@@ -79,7 +79,7 @@ impl StreamTable {
     #[must_use]
     pub fn new(max_streams: usize) -> Self {
         let window = i64::from(INITIAL_WINDOW);
-        let state = State {
+        let state = TableState {
             streams: HashMap::new(),
             last: StreamId::SESSION,
             window,
@@ -91,7 +91,7 @@ impl StreamTable {
         Self { state: Mutex::new(state), window_changed: Notify::new(), credit: Notify::new(), max_streams }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, TableState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

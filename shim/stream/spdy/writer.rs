@@ -9,7 +9,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::super::outgoing::Item;
-use super::frame::{ControlFrame, GoAwayStatus, Head, ResetStatus, StreamId};
+use super::frame::{ControlFrame, GoAwayStatus, ResetStatus, SpdyFrameHeader, StreamId};
 use super::table::StreamTable;
 
 /// The most data in one frame: its length has 24 bits.
@@ -60,7 +60,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
                 if !self.table.finish_local(stream) {
                     return Ok(());
                 }
-                self.io.write_all(&Head::data(stream, true, 0)).await
+                self.io.write_all(&SpdyFrameHeader::data(stream, true, 0)).await
             }
             Item::Abort(stream) => {
                 let stream = StreamId::new(stream);
@@ -80,7 +80,7 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     async fn data(&mut self, stream: StreamId, mut bytes: Bytes) -> io::Result<()> {
         while !bytes.is_empty() {
             let piece = bytes.split_to(bytes.len().min(MAX_DATA));
-            let head = Head::data(stream, false, u32::try_from(piece.len()).unwrap_or_default());
+            let head = SpdyFrameHeader::data(stream, false, u32::try_from(piece.len()).unwrap_or_default());
             self.io.write_all_buf(&mut Buf::chain(&head[..], piece)).await?;
         }
         Ok(())

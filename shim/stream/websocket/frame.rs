@@ -78,7 +78,7 @@ pub enum FrameError {
 
 /// The header of a frame from a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
+pub struct WebSocketFrameHeader {
     /// The frame is the last of its message.
     pub fin: bool,
     /// The type of the frame.
@@ -89,7 +89,7 @@ pub struct Head {
     pub length: u64,
 }
 
-impl Head {
+impl WebSocketFrameHeader {
     /// Parses a header. Returns it and its length; none if it is incomplete.
     ///
     /// # Errors
@@ -192,7 +192,7 @@ impl Order {
     ///
     /// # Errors
     /// The frame may not follow.
-    pub fn next(&mut self, head: &Head) -> Result<Part, FrameError> {
+    pub fn next(&mut self, head: &WebSocketFrameHeader) -> Result<Part, FrameError> {
         let begins = match head.opcode {
             Opcode::Close => return Ok(Part::Close),
             Opcode::Ping => return Ok(Part::Ping),
@@ -226,16 +226,16 @@ mod tests {
         #[test]
         fn a_head_is_read_as_it_was_written(fin: bool, mask: [u8; 4], length in 0..200_000_usize) {
             let bytes = from_client(Opcode::Binary, fin, mask, length);
-            let head = Head { fin, opcode: Opcode::Binary, mask, length: u64::try_from(length).unwrap() };
-            prop_assert_eq!(Head::parse(&bytes), Ok(Some((head, bytes.len()))));
+            let head = WebSocketFrameHeader { fin, opcode: Opcode::Binary, mask, length: u64::try_from(length).unwrap() };
+            prop_assert_eq!(WebSocketFrameHeader::parse(&bytes), Ok(Some((head, bytes.len()))));
             for cut in 0..bytes.len() {
-                prop_assert_eq!(Head::parse(&bytes[..cut]), Ok(None));
+                prop_assert_eq!(WebSocketFrameHeader::parse(&bytes[..cut]), Ok(None));
             }
         }
 
         #[test]
         fn nothing_breaks_the_parser(bytes in prop::collection::vec(any::<u8>(), 0..20)) {
-            if let Ok(Some((head, length))) = Head::parse(&bytes) {
+            if let Ok(Some((head, length))) = WebSocketFrameHeader::parse(&bytes) {
                 prop_assert!(length <= MAX_HEAD && length <= bytes.len());
                 let _next = Order::default().next(&head);
             }
@@ -265,13 +265,13 @@ mod tests {
             (&[0x82, 0xfe, 0, 125], FrameError::Length),
             (&[0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0], FrameError::Length),
         ] {
-            assert_eq!(Head::parse(bytes), Err(expected), "{bytes:?}");
+            assert_eq!(WebSocketFrameHeader::parse(bytes), Err(expected), "{bytes:?}");
         }
     }
 
     #[test]
     fn messages_are_not_interleaved() {
-        let head = |opcode, fin| Head { fin, opcode, mask: [0; 4], length: 0 };
+        let head = |opcode, fin| WebSocketFrameHeader { fin, opcode, mask: [0; 4], length: 0 };
         let mut order = Order::default();
         assert_eq!(order.next(&head(Opcode::Continuation, true)), Err(FrameError::Order));
         let begun = Part::Message { begins: true, ends: false };

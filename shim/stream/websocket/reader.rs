@@ -8,7 +8,9 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use tokio::sync::mpsc;
 
 use super::super::outgoing::Item;
-use super::frame::{FrameError, Head, MAX_CONTROL, MAX_HEAD, Opcode, Order, Part, encode_head, unmask};
+use super::frame::{
+    FrameError, MAX_CONTROL, MAX_HEAD, Opcode, Order, Part, WebSocketFrameHeader, encode_head, unmask,
+};
 
 /// Largest piece of a message.
 const PIECE: usize = 32 << 10;
@@ -85,7 +87,7 @@ where
 }
 
 /// Reads the next frame header; none at the end of the connection.
-async fn next_head<R: AsyncBufRead + Unpin>(io: &mut R) -> Result<Option<Head>, ReadError> {
+async fn next_head<R: AsyncBufRead + Unpin>(io: &mut R) -> Result<Option<WebSocketFrameHeader>, ReadError> {
     let mut bytes = [0; MAX_HEAD];
     let mut have = 0;
     loop {
@@ -97,7 +99,7 @@ async fn next_head<R: AsyncBufRead + Unpin>(io: &mut R) -> Result<Option<Head>, 
         let room = bytes.get_mut(have..).unwrap_or_default();
         let count = room.len().min(arrived.len());
         room.iter_mut().zip(arrived).for_each(|(to, from)| *to = *from);
-        match Head::parse(bytes.get(..have + count).unwrap_or_default())? {
+        match WebSocketFrameHeader::parse(bytes.get(..have + count).unwrap_or_default())? {
             Some((head, length)) => {
                 io.consume(length.saturating_sub(have));
                 return Ok(Some(head));
@@ -111,7 +113,10 @@ async fn next_head<R: AsyncBufRead + Unpin>(io: &mut R) -> Result<Option<Head>, 
 }
 
 /// Reads the payload of a control frame.
-async fn control<R: AsyncBufRead + Unpin>(io: &mut R, head: &Head) -> Result<Vec<u8>, ReadError> {
+async fn control<R: AsyncBufRead + Unpin>(
+    io: &mut R,
+    head: &WebSocketFrameHeader,
+) -> Result<Vec<u8>, ReadError> {
     let mut payload = vec![0; usize::try_from(head.length).unwrap_or(MAX_CONTROL).min(MAX_CONTROL)];
     io.read_exact(&mut payload).await?;
     unmask(&mut { head.mask }, &mut payload);

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use berth::inventory::{Kind, Object, Scope, files, objects, processes};
+use berth::inventory::{Object, ObjectKind, Scope, files, objects, processes};
 use berth_runtime::cgroup::{CgroupPath, tree};
 use berth_runtime::client::{FoundKeeper, find_keepers};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -48,11 +48,19 @@ pub fn left_on_disk(folder: &Path, host: u32) -> Vec<String> {
     }
 }
 
-fn is_running(kind: Kind) -> bool {
-    matches!(kind, Kind::Keeper | Kind::Cgroup | Kind::Mount | Kind::Link | Kind::Rules | Kind::Pin)
+fn is_running(kind: ObjectKind) -> bool {
+    matches!(
+        kind,
+        ObjectKind::Keeper
+            | ObjectKind::Cgroup
+            | ObjectKind::Mount
+            | ObjectKind::Link
+            | ObjectKind::Rules
+            | ObjectKind::Pin
+    )
 }
 
-fn names(objects: Vec<Object>, is_wanted: impl Fn(Kind) -> bool) -> Vec<String> {
+fn names(objects: Vec<Object>, is_wanted: impl Fn(ObjectKind) -> bool) -> Vec<String> {
     // A pin without a mark may be that of another test.
     let wanted = objects.iter().filter(|object| object.certain && is_wanted(object.kind));
     wanted.map(ToString::to_string).collect()

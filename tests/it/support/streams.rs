@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use berth::stream::spdy::Headers;
-use berth::stream::spdy::frame::{ControlFrame, HEAD, Head, StreamId};
+use berth::stream::spdy::StreamHeaders;
+use berth::stream::spdy::frame::{ControlFrame, HEAD, SpdyFrameHeader, StreamId};
 use berth::stream::spdy::headers::HeaderWriter;
 use berth_proto::v1::{AttachRequest, ExecRequest, PortForwardRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -198,7 +198,7 @@ pub struct Spdy {
 
 impl Spdy {
     pub async fn open(&mut self, stream: u32, headers: &[(&str, &str)]) {
-        let block = self.headers.block(&Headers::from_pairs(headers.iter().copied()));
+        let block = self.headers.block(&StreamHeaders::from_pairs(headers.iter().copied()));
         let mut frame = Vec::new();
         ControlFrame::SynStream { stream: StreamId::new(stream), fin: false, block: &block }
             .encode(&mut frame);
@@ -207,7 +207,7 @@ impl Spdy {
 
     pub async fn data(&mut self, stream: u32, bytes: &[u8]) {
         let length = u32::try_from(bytes.len()).unwrap();
-        self.io.write_all(&Head::data(StreamId::new(stream), false, length)).await.unwrap();
+        self.io.write_all(&SpdyFrameHeader::data(StreamId::new(stream), false, length)).await.unwrap();
         self.io.write_all(bytes).await.unwrap();
     }
 
@@ -223,17 +223,21 @@ impl Spdy {
     async fn frame(&mut self) {
         let mut head = [0; HEAD];
         self.io.read_exact(&mut head).await.unwrap();
-        let head = Head::parse(head).unwrap();
-        let (Head::Data { length, .. } | Head::Control { length, .. }) = head;
+        let head = SpdyFrameHeader::parse(head).unwrap();
+        let (SpdyFrameHeader::Data { length, .. } | SpdyFrameHeader::Control { length, .. }) = head;
         let mut payload = vec![0; length];
         self.io.read_exact(&mut payload).await.unwrap();
         match head {
-            Head::Data { stream, .. } => self.received.data.entry(stream.get()).or_default().extend(payload),
-            Head::Control { kind, flags, .. } => match ControlFrame::parse(kind, flags, &payload).unwrap() {
-                ControlFrame::SynReply { stream, .. } => drop(self.received.replies.insert(stream.get())),
-                ControlFrame::Reset { stream, .. } => drop(self.received.reset.insert(stream.get())),
-                _ => {}
-            },
+            SpdyFrameHeader::Data { stream, .. } => {
+                self.received.data.entry(stream.get()).or_default().extend(payload)
+            }
+            SpdyFrameHeader::Control { kind, flags, .. } => {
+                match ControlFrame::parse(kind, flags, &payload).unwrap() {
+                    ControlFrame::SynReply { stream, .. } => drop(self.received.replies.insert(stream.get())),
+                    ControlFrame::Reset { stream, .. } => drop(self.received.reset.insert(stream.get())),
+                    _ => {}
+                }
+            }
         }
     }
 }

@@ -16,9 +16,9 @@ use super::TABLE;
 use super::chains::{InstalledChain, chains};
 use super::message::{Family, GET_ELEMENT, GET_RULE, list};
 use crate::attributes::{attribute, attributes, text_of};
-use rule::{Match, Outcome, Rule};
+use rule::{ForeignRule, Match, Outcome};
 
-/// `NF_INET_FORWARD`.
+/// The hook of packets that the host forwards (`NF_INET_FORWARD`).
 const FORWARD: u32 = 2;
 
 /// The maximum depth of jumps between chains (the kernel's `NFT_JUMP_STACK_SIZE`).
@@ -120,7 +120,7 @@ impl Table<'_> {
     }
 
     /// Lists the rules of one chain only: a table may have very many, for services.
-    fn rules(&self, chain: &str) -> io::Result<Vec<Rule>> {
+    fn rules(&self, chain: &str) -> io::Result<Vec<ForeignRule>> {
         let bodies = list(self.family, GET_RULE, |m| {
             m.text(1, self.name);
             m.text(2, chain);
@@ -129,7 +129,7 @@ impl Table<'_> {
             attribute(body, kind).map(text_of).as_deref() == Some(name)
         };
         let of_chain = bodies.iter().filter(|body| is_of(body, 1, self.name) && is_of(body, 2, chain));
-        Ok(of_chain.map(|body| Rule::parse(attribute(body, 4).unwrap_or_default())).collect())
+        Ok(of_chain.map(|body| ForeignRule::parse(attribute(body, 4).unwrap_or_default())).collect())
     }
 
     /// Lists the keys of a set.

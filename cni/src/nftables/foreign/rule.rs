@@ -79,14 +79,14 @@ enum Loaded {
 
 /// A rule as a list of its expressions: name and attributes.
 #[derive(Clone, Debug)]
-pub(super) struct Rule {
+pub(super) struct ForeignRule {
     expressions: Vec<(String, Vec<u8>)>,
 }
 
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`: the connection state of a first packet.
 const NEW: u32 = 8;
 
-impl Rule {
+impl ForeignRule {
     pub(super) fn parse(list: &[u8]) -> Self {
         let expressions = attributes(list).filter_map(|(_, element)| {
             Some((text_of(attribute(element, 1)?), attribute(element, 2).unwrap_or_default().to_vec()))
@@ -372,7 +372,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn arbitrary_bytes_do_not_panic(bytes: Vec<u8>) {
-            let rule = Rule::parse(&bytes);
+            let rule = ForeignRule::parse(&bytes);
             let _result = rule.evaluate(&packet("10.88.0.0/16"), |_| Ok(Vec::new()));
         }
     }

@@ -41,7 +41,7 @@ impl Sandbox {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let root = rustix::fs::open(self.path(""), flags, Mode::empty()).unwrap();
         let recipe = fs::File::create(self.folder.path().join("recipe")).unwrap();
-        let outcome = unpack("layer", archive, root, Algorithm::Sha256, &Budget::new(limits), Some(recipe));
+        let outcome = extract("layer", archive, root, Algorithm::Sha256, &Budget::new(limits), Some(recipe));
         let mut around: Vec<_> =
             fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         around.sort();
@@ -589,6 +589,6 @@ fn a_reader_that_breaks_off_is_an_error() {
     let root = rustix::fs::open(sandbox.path(""), flags, Mode::empty()).unwrap();
     let source = std::io::BufReader::new(Breaks(Cursor::new(Layer::default().file("a", "b").end())));
     let error =
-        unpack("layer", source, root, Algorithm::Sha256, &Budget::new(Limits::default()), None).unwrap_err();
+        extract("layer", source, root, Algorithm::Sha256, &Budget::new(Limits::default()), None).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }

@@ -90,7 +90,7 @@ const IDS_AND_CAPABILITIES: &[&str] = &[
     "setuid32",
 ];
 
-/// Signals.
+/// Calls that send signals, wait for them or set their handlers.
 const SIGNALS: &[&str] = &[
     "kill",
     "pause",

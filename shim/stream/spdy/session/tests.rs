@@ -3,8 +3,10 @@
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
-use super::super::frame::{ControlFrame, GoAwayStatus, HEAD, Head, INITIAL_WINDOW, ResetStatus, StreamId};
-use super::super::headers::{HeaderWriter, Headers};
+use super::super::frame::{
+    ControlFrame, GoAwayStatus, HEAD, INITIAL_WINDOW, ResetStatus, SpdyFrameHeader, StreamId,
+};
+use super::super::headers::{HeaderWriter, StreamHeaders};
 use super::*;
 
 /// A frame that the client receives.
@@ -31,13 +33,13 @@ impl Client {
     }
 
     async fn open(&mut self, stream: u32, pairs: &[(&str, &str)]) {
-        let block = self.headers.block(&Headers::from_pairs(pairs.iter().copied()));
+        let block = self.headers.block(&StreamHeaders::from_pairs(pairs.iter().copied()));
         self.control(ControlFrame::SynStream { stream: StreamId::new(stream), fin: false, block: &block })
             .await;
     }
 
     async fn data(&mut self, stream: u32, fin: bool, bytes: &[u8]) {
-        let head = Head::data(StreamId::new(stream), fin, u32::try_from(bytes.len()).unwrap());
+        let head = SpdyFrameHeader::data(StreamId::new(stream), fin, u32::try_from(bytes.len()).unwrap());
         self.io.write_all(&head).await.unwrap();
         self.io.write_all(bytes).await.unwrap();
     }
@@ -46,13 +48,13 @@ impl Client {
     async fn next(&mut self) -> Option<Received> {
         let mut head = [0; HEAD];
         self.io.read_exact(&mut head).await.ok()?;
-        let (kind, flags, length) = match Head::parse(head).unwrap() {
-            Head::Data { stream, fin, length } => {
+        let (kind, flags, length) = match SpdyFrameHeader::parse(head).unwrap() {
+            SpdyFrameHeader::Data { stream, fin, length } => {
                 let mut bytes = vec![0; length];
                 self.io.read_exact(&mut bytes).await.unwrap();
                 return Some(Received::Data(stream.get(), fin, bytes));
             }
-            Head::Control { kind, flags, length } => (kind, flags, length),
+            SpdyFrameHeader::Control { kind, flags, length } => (kind, flags, length),
         };
         let mut payload = vec![0; length];
         self.io.read_exact(&mut payload).await.unwrap();
@@ -173,7 +175,7 @@ async fn a_compression_bomb_ends_the_session() {
     let mut zlib = flate2::Compress::new(flate2::Compression::best(), true);
     zlib.set_dictionary(&super::super::dictionary::DICTIONARY).unwrap();
     let mut block = Vec::with_capacity(64 << 10);
-    let plain = Headers::from_pairs([("x", value.as_str())]).encode();
+    let plain = StreamHeaders::from_pairs([("x", value.as_str())]).encode();
     zlib.compress_vec(&plain, &mut block, flate2::FlushCompress::Sync).unwrap();
     client.control(ControlFrame::SynStream { stream: StreamId::new(1), fin: false, block: &block }).await;
     assert!(session.accept().await.is_none());
