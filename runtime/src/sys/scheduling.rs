@@ -7,7 +7,7 @@ use crate::plan::{MemoryPolicyPlan, SchedulerPlan};
 
 /// The argument of sched_setattr(2), in its first version.
 #[repr(C)]
-struct Attributes {
+struct SchedulerArgument {
     size: u32,
     policy: u32,
     flags: u64,
@@ -23,8 +23,8 @@ struct Attributes {
 /// # Errors
 /// A value is invalid, or the caller lacks the privilege.
 pub fn set_scheduler(plan: &SchedulerPlan) -> Result<()> {
-    let attributes = Attributes {
-        size: u32::try_from(size_of::<Attributes>()).unwrap_or(0),
+    let attributes = SchedulerArgument {
+        size: u32::try_from(size_of::<SchedulerArgument>()).unwrap_or(0),
         policy: plan.policy,
         flags: plan.flags,
         nice: plan.nice,
