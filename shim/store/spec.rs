@@ -85,7 +85,7 @@ impl SpecStore {
             limits.set_devices(devices);
             // The CRI cannot change this limit, which NRI plugins set.
             if limits.pids().is_none() {
-                limits.set_pids(linux.resources().as_ref().and_then(|before| before.pids().clone()));
+                limits.set_pids(linux.resources().as_ref().and_then(|before| *before.pids()));
             }
             linux.set_resources(Some(limits));
         }

@@ -110,7 +110,7 @@ impl Unpacker {
     ///
     /// # Errors
     /// The message is too large, of an unknown kind, or not protobuf.
-    pub fn next(&mut self) -> io::Result<Option<Packet>> {
+    pub fn next_packet(&mut self) -> io::Result<Option<Packet>> {
         let Some((header, rest)) = self.data.split_first_chunk::<HEADER>() else { return Ok(None) };
         let [a, b, c, d, e, f, g, h, kind, _flags] = *header;
         let length = usize::try_from(u32::from_be_bytes([a, b, c, d])).unwrap_or(usize::MAX);
@@ -160,7 +160,7 @@ mod tests {
             let mut found = Vec::new();
             for part in bytes.chunks(size) {
                 unpacker.push(part);
-                while let Some(packet) = unpacker.next().unwrap() {
+                while let Some(packet) = unpacker.next_packet().unwrap() {
                     found.push(packet);
                 }
             }
@@ -173,7 +173,7 @@ mod tests {
         let next = |bytes: &[u8]| {
             let mut unpacker = Unpacker::default();
             unpacker.push(bytes);
-            unpacker.next()
+            unpacker.next_packet()
         };
         assert!(next(&[0, 0x40, 0, 1, 0, 0, 0, 1, 1, 0]).is_err(), "too large");
         assert!(next(&[0, 0, 0, 0, 0, 0, 0, 1, 3, 0]).is_err(), "data of a stream");

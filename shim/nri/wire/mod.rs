@@ -264,7 +264,7 @@ impl Reader {
                 Channel::Plugin => &mut self.from_plugin,
                 Channel::Runtime => &mut self.to_runtime,
             };
-            let Some(packet) = unpacker.next()? else { return Ok(()) };
+            let Some(packet) = unpacker.next_packet()? else { return Ok(()) };
             self.handle(channel, packet).await?;
         }
     }
@@ -314,7 +314,7 @@ mod tests {
     impl Peer {
         async fn next(&mut self) -> Packet {
             loop {
-                if let Some(packet) = self.unpacker.next().unwrap() {
+                if let Some(packet) = self.unpacker.next_packet().unwrap() {
                     return packet;
                 }
                 let (_, data) = frame::read(&mut self.socket).await.unwrap().unwrap();

@@ -116,7 +116,7 @@ impl TestPlugin {
             while let Ok(Some((channel, data))) = frame::read(&mut input).await {
                 let unpacker = &mut unpackers[usize::from(channel == Channel::Runtime)];
                 unpacker.push(&data);
-                while let Some(packet) = unpacker.next().unwrap() {
+                while let Some(packet) = unpacker.next_packet().unwrap() {
                     match packet {
                         Packet::Request(stream, request) => {
                             log.lock().unwrap().push(Seen {

@@ -66,7 +66,7 @@ async fn plugin(mut socket: UnixStream) -> Vec<String> {
             continue;
         }
         calls.push(&data);
-        while let Some(Packet::Request(stream, request)) = calls.next().unwrap() {
+        while let Some(Packet::Request(stream, request)) = calls.next_packet().unwrap() {
             let payload = SynchronizeResponse::default().encode_to_vec();
             let answer = Packet::Response(stream, TtrpcResponse { status: None, payload }).encode().unwrap();
             socket.write_all(&frame::frames(Channel::Plugin, &answer)).await.unwrap();
