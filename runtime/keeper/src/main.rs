@@ -3,30 +3,34 @@
 //!
 //! Its descriptors at the start are a listening socket (0), the pause's program (1) and its own log (2).
 //!
-//! * [`keeper`], [`watch`]: the event loop
-//! * [`connection`]: connections of daemons
-//! * [`calls`]: the daemons' calls
-//! * [`pause`], [`container`], [`exec`]: the children; [`supervisor`]: supervisors of their system calls
-//! * [`hooks`]: hooks of the host, in a child
-//! * [`attach`]: clients of a container's streams
-//! * [`output`], [`lines`], [`log`], [`stamp`]: output and its conversion to lines of a CRI log
+//! * [`keeper`]: the event loop, which passes events and calls on; [`watch`]: the descriptors that it waits for
+//! * [`services`]: used by all parts: [`connections`] of daemons, the [`writer`], the watched descriptors
+//! * [`pause`], [`containers`], [`execs`]: the children; [`gate`]: their reports; [`supervisor`]: supervisors of their
+//!   system calls
+//! * [`container`]: the life of one container, with its [`output`] and [`log`], its [`attachments`] ([`client`],
+//!   [`input`]), and its [`hooks`] of the host, which run in a child
+//! * [`lines`], [`stamp`]: conversion of output to lines of a CRI log
 //! * [`writer`], [`write_process`]: a child that writes to disks, which may hang
-//! * [`ending`]: reports the exit of a container when its log is written
 
 #![forbid(unsafe_code)]
 
-mod attach;
-mod calls;
+mod attachments;
+mod client;
 mod connection;
+mod connections;
 mod container;
-mod ending;
-mod exec;
+mod containers;
+mod execs;
+mod failure;
+mod gate;
 mod hooks;
+mod input;
 mod keeper;
 mod lines;
 mod log;
 mod output;
 mod pause;
+mod services;
 mod spawn;
 mod stamp;
 mod supervisor;
@@ -42,6 +46,7 @@ use berth_runtime::sys::{self, keys, memory, process, security};
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::keeper::Keeper;
+use crate::pause::PauseProgram;
 
 /// Lower than every container's score, so that the kernel kills containers first when memory is short.
 const OOM_SCORE_ADJ: &str = "-999";
@@ -65,7 +70,7 @@ fn start() -> sys::Result<Keeper> {
     // copy must not contain another container's environment.
     memory::wipe_freed_memory();
     let listener = above_streams(rustix::stdio::stdin())?;
-    let pause_program = above_streams(rustix::stdio::stdout())?;
+    let program = above_streams(rustix::stdio::stdout())?;
     // Descriptors that the daemon inherited must not be inherited by a pause or a container.
     process::close_on_exec_from(3)?;
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -82,7 +87,7 @@ fn start() -> sys::Result<Keeper> {
     // Without CAP_SYS_RESOURCE the score cannot be lowered, and stays the daemon's.
     let proc = Proc::mount()?;
     let _kept = proc.write("self/oom_score_adj", OOM_SCORE_ADJ);
-    Keeper::new(listener, pause_program, null, proc)
+    Keeper::new(listener, PauseProgram { program, null }, proc)
 }
 
 /// Duplicates a descriptor to one that is not a standard stream.

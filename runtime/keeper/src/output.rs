@@ -1,144 +1,169 @@
-//! Copies the output of containers to their logs, one piece at a time, so that a container that writes fast does
-//! not block the others of its pod.
+//! The output of a container and its log. Output is copied one piece at a time, so that a container that writes fast
+//! does not block the others of its pod.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 
+use berth_runtime::sys;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 
-use crate::attach::ClientStream;
-use crate::keeper::Keeper;
+use crate::lines::{Lines, Stream};
+use crate::log::Log;
+use crate::services::Services;
 use crate::stamp::{Stamp, now};
-use crate::watch::EventSource;
+use crate::watch::{EventSource, Watch};
 
 /// The number of bytes that are read at a time: a pipe's capacity.
 const READ_SIZE: usize = 64 << 10;
 
-/// How many pieces are read after a container has ended. More can come only from processes that it left behind.
-const LAST_PIECES: usize = 64;
-
 /// Buffers that all streams share.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
-    pub(crate) piece: Vec<u8>,
+    piece: Vec<u8>,
     records: Vec<u8>,
 }
 
-impl Keeper {
-    /// Reads one piece of a stream into the log.
-    pub(crate) fn output(&mut self, id: &str, place: usize) {
-        // A container can be started while the writer is blocked.
-        if self.writer.is_blocked() && self.containers.get(id).is_some_and(|container| container.log.keeps())
-        {
-            return self.pause_outputs();
-        }
-        match self.pump(id, place) {
-            Ok(true) => self.pause_outputs(),
-            Err(Errno::AGAIN | Errno::INTR) => {}
-            // At the end a pipe returns no bytes, and a terminal EIO.
-            Ok(false) | Err(_) => self.close_output(id, place),
-        }
+impl Buffers {
+    /// The piece that was read last.
+    pub(crate) fn piece(&mut self) -> &mut Vec<u8> {
+        &mut self.piece
     }
 
-    /// Returns whether something was read. Reading nothing means the end.
-    fn pump(&mut self, id: &str, place: usize) -> Result<bool, Errno> {
-        let Some(container) = self.containers.get_mut(id) else { return Ok(false) };
-        let Some(Some(output)) = container.outputs.get_mut(place) else { return Ok(false) };
-        let Buffers { piece, records } = &mut self.buffers;
-        piece.clear();
-        piece.reserve(READ_SIZE);
-        if rustix::io::read(&output.fd, spare_capacity(piece))? == 0 {
-            return Ok(false);
-        }
-        if container.log.keeps() {
-            records.clear();
-            output.lines.push(piece, &Stamp::of(now()), records);
-            self.writer.write(&mut container.log, records, &mut self.watch);
-        }
-        if !container.clients.is_empty() {
-            self.send_to_clients(id, place);
-        }
-        Ok(true)
+    /// Releases the memory while the keeper is idle.
+    pub(crate) fn release(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// A stream that the keeper reads and logs.
+#[derive(Debug)]
+struct OutputStream {
+    fd: OwnedFd,
+    lines: Lines,
+    /// Whether it is not watched because the writer is blocked.
+    paused: bool,
+}
+
+/// The output streams of a container and its log.
+#[derive(Debug)]
+pub(crate) struct Outputs {
+    container: Rc<str>,
+    /// By their index: standard output and standard error.
+    streams: [Option<OutputStream>; 2],
+    log: Log,
+}
+
+impl Outputs {
+    /// `streams` are the reading ends of standard output and standard error.
+    pub(crate) fn new(container: Rc<str>, streams: [Option<OwnedFd>; 2], log: Log) -> Self {
+        let [stdout, stderr] = streams;
+        let stream = |fd: Option<OwnedFd>, stream| {
+            fd.map(|fd| OutputStream { fd, lines: Lines::new(stream), paused: false })
+        };
+        let streams = [stream(stdout, Stream::Stdout), stream(stderr, Stream::Stderr)];
+        Self { container, streams, log }
     }
 
-    /// Starts to read the streams of a container that has reached its gate.
-    pub(crate) fn watch_outputs(&mut self, id: &str) -> berth_runtime::sys::Result<()> {
-        let Some(container) = self.containers.get(id) else { return Ok(()) };
-        for (place, output) in container.outputs.iter().enumerate() {
-            if let Some(output) = output {
-                self.watch.add(output.fd.as_fd(), EventSource::Output(id.to_owned(), place))?;
+    /// Stores the terminal's master as the only stream.
+    pub(crate) fn set_terminal(&mut self, master: OwnedFd) {
+        let lines = Lines::new(Stream::Stdout);
+        self.streams = [Some(OutputStream { fd: master, lines, paused: false }), None];
+    }
+
+    /// Which streams are open.
+    pub(crate) fn open(&self) -> [bool; 2] {
+        self.streams.each_ref().map(Option::is_some)
+    }
+
+    /// The log.
+    pub(crate) fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Switches the log to another file, see [`Log::reopen`].
+    pub(crate) fn reopen_log(&mut self, opened: Option<OwnedFd>, services: &mut Services) -> sys::Result<()> {
+        self.log.reopen(opened)?;
+        services.writer.reopened(&mut self.log, &mut services.watch);
+        Ok(())
+    }
+
+    /// Starts to read the streams.
+    pub(crate) fn watch(&self, watch: &mut Watch) -> sys::Result<()> {
+        for (place, stream) in self.streams.iter().enumerate() {
+            if let Some(stream) = stream {
+                watch.add(stream.fd.as_fd(), self.source(place))?;
             }
         }
         Ok(())
     }
 
-    fn close_output(&mut self, id: &str, place: usize) {
-        let Some(container) = self.containers.get_mut(id) else { return };
-        let Some(mut output) = container.outputs.get_mut(place).and_then(Option::take) else { return };
-        let records = &mut self.buffers.records;
-        records.clear();
-        output.lines.finish(&Stamp::of(now()), records);
-        self.writer.write(&mut container.log, records, &mut self.watch);
-        self.watch.remove(output.fd.as_fd(), &EventSource::Output(id.to_owned(), place));
-        self.close_client_streams(id, ClientStream::Output(place));
+    /// Whether output must not be read, because the writer could not accept it.
+    pub(crate) fn must_wait(&self, services: &Services) -> bool {
+        services.writer.is_blocked() && self.log.keeps()
     }
 
-    /// Reads the rest of a container's output and closes it. Returns false if the writer became blocked before the end. Processes
-    /// that the container left behind may hold its pipes open and write on: they are not waited for.
-    pub(crate) fn drain(&mut self, id: &str) -> bool {
-        let was_blocked = self.writer.is_blocked();
-        for place in 0..2 {
-            for _piece in 0..LAST_PIECES {
-                match self.pump(id, place) {
-                    // If it was blocked before, the caller has waited long enough: what is read is dropped and counted.
-                    Ok(true) if self.writer.is_blocked() && !was_blocked => {
-                        self.pause_outputs();
-                        return false;
-                    }
-                    Ok(true) => {}
-                    _ => break,
-                }
-            }
-            self.close_output(id, place);
+    /// Reads one piece of a stream into the shared buffer and the log. Returns whether something was read. Reading
+    /// nothing means the end; a terminal reports it as EIO.
+    pub(crate) fn read(&mut self, place: usize, services: &mut Services) -> Result<bool, Errno> {
+        let Some(Some(stream)) = self.streams.get_mut(place) else { return Ok(false) };
+        let Buffers { piece, records } = &mut services.buffers;
+        piece.clear();
+        piece.reserve(READ_SIZE);
+        if rustix::io::read(&stream.fd, spare_capacity(piece))? == 0 {
+            return Ok(false);
         }
-        // The buffers' memory is released while the keeper is idle.
-        self.buffers = Buffers::default();
+        if self.log.keeps() {
+            records.clear();
+            stream.lines.push(piece, &Stamp::of(now()), records);
+            services.writer.write(&mut self.log, records, &mut services.watch);
+        }
+        Ok(true)
+    }
+
+    /// Closes a stream, and writes its last incomplete line. Returns whether it was open.
+    pub(crate) fn close(&mut self, place: usize, services: &mut Services) -> bool {
+        let Some(mut stream) = self.streams.get_mut(place).and_then(Option::take) else { return false };
+        let records = &mut services.buffers.records;
+        records.clear();
+        stream.lines.finish(&Stamp::of(now()), records);
+        services.writer.write(&mut self.log, records, &mut services.watch);
+        services.watch.remove(stream.fd.as_fd(), &self.source(place));
         true
     }
 
-    /// Stops watching outputs while the writer is blocked. Ignoring their events would not be enough: epoll(7)
+    /// Stops watching the streams while the writer is blocked. Ignoring their events would not be enough: epoll(7)
     /// always reports the end of a pipe.
-    fn pause_outputs(&mut self) {
-        if !self.writer.is_blocked() {
+    pub(crate) fn pause(&mut self, services: &mut Services) {
+        if !self.must_wait(services) {
             return;
         }
-        for (id, container) in self.containers.iter().filter(|(_, container)| container.log.keeps()) {
-            for (place, output) in container.outputs.iter().enumerate() {
-                let source = EventSource::Output(id.clone(), place);
-                if let Some(output) = output
-                    && self.watch.contains(&source)
-                {
-                    self.watch.remove(output.fd.as_fd(), &source);
-                    self.paused.push((id.clone(), place));
-                }
+        let container = &self.container;
+        for (place, stream) in self.streams.iter_mut().enumerate() {
+            let source = EventSource::Output(container.to_string(), place);
+            if let Some(stream) = stream
+                && services.watch.contains(&source)
+            {
+                services.watch.remove(stream.fd.as_fd(), &source);
+                stream.paused = true;
             }
         }
     }
 
-    /// Handles an event of the writer's socket.
-    pub(crate) fn writer_event(&mut self) {
-        self.writer.on_event(&mut self.watch);
-        self.continue_endings();
-        if self.writer.is_blocked() {
-            return;
-        }
-        for (id, place) in std::mem::take(&mut self.paused) {
-            let output =
-                self.containers.get(&id).and_then(|container| container.outputs.get(place)?.as_ref());
-            let Some(output) = output else { continue };
-            if let Err(error) = self.watch.add(output.fd.as_fd(), EventSource::Output(id.clone(), place)) {
-                crate::report(&format!("failed to watch the output of container {id}: {error}"));
+    /// Watches the paused streams again.
+    pub(crate) fn resume(&mut self, watch: &mut Watch) {
+        let container = &self.container;
+        for (place, stream) in self.streams.iter_mut().enumerate() {
+            let Some(stream) = stream.as_mut().filter(|stream| stream.paused) else { continue };
+            stream.paused = false;
+            let source = EventSource::Output(container.to_string(), place);
+            if let Err(error) = watch.add(stream.fd.as_fd(), source) {
+                crate::report(&format!("failed to watch the output of container {container}: {error}"));
             }
         }
+    }
+
+    fn source(&self, place: usize) -> EventSource {
+        EventSource::Output(self.container.to_string(), place)
     }
 }

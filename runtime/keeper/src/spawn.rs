@@ -8,7 +8,10 @@ use berth_runtime::sys::namespaces::Namespaces;
 use berth_runtime::sys::process::{self, Ended};
 use berth_runtime::sys::spawn::{Child, SingleThread, spawn as clone};
 use berth_runtime::sys::{self, Context};
+use berth_runtime::wire::Failure;
 use rustix::fs::{CWD, Mode, OFlags};
+
+use crate::failure::system;
 
 /// A cloned child.
 #[derive(Debug)]
@@ -121,4 +124,10 @@ fn map_ids(userns: &UserNamespace, oom_score_adj: Option<i32>, pid: i32) -> sys:
 
 fn release(gate: BorrowedFd<'_>) -> sys::Result<()> {
     rustix::io::write(gate, &[MAPPED]).map(drop).on("write", "the first process")
+}
+
+/// Kills a child that cannot be watched.
+pub(crate) fn kill_unwatched(child: &Spawned, error: &sys::Error) -> Failure {
+    process::kill(child.pidfd.as_fd());
+    system(error)
 }

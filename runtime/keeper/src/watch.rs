@@ -10,7 +10,7 @@ use rustix::event::Timespec;
 use rustix::event::epoll::{self, Event, EventData, EventFlags};
 use rustix::io::Errno;
 
-use crate::attach::ClientStream;
+use crate::client::ClientStream;
 
 /// The source of an event.
 #[derive(Clone, Debug, PartialEq)]
