@@ -312,7 +312,9 @@ async fn network_devices_move_to_the_pod_and_return_if_the_creation_fails() {
         let output = berth.on_host(&["sh", "-c", command]);
         assert!(output.status.success(), "{command}: {output:?}");
     };
-    on_host("ip link add nri0 type dummy && ip address add 10.99.0.1/24 dev nri0 && ip link set nri0 up");
+    on_host(
+        "ip link add nri0 type veth peer name nri0-peer && ip address add 10.99.0.1/24 dev nri0 && ip link set nri0 up",
+    );
     let device = |name: &str| [("nri0".to_owned(), LinuxNetDevice { name: name.to_owned() })].into();
     let hook = Hook { path: "/bin/false".to_owned(), args: texts(&["false"]), ..Hook::default() };
     let failing = ContainerAdjustment {
