@@ -327,7 +327,7 @@ async fn network_devices_move_to_the_pod_and_return_if_the_creation_fails() {
     let pod = berth.run_pod(berth.pod_config("pod")).await;
     let plugin = TestPlugin::reacting(&socket(&berth), "10", "p", adjusting("c", failing)).await;
     let error = berth.try_create(&pod, sleeper("c")).await.unwrap_err();
-    assert!(error.message().contains("/bin/false failed"), "{error}");
+    assert!(error.message().contains("run hook /bin/false"), "{error}");
     assert!(
         berth.on_host(&["ip", "link", "show", "nri0"]).status.success(),
         "the device is on the host again"
