@@ -137,11 +137,7 @@ pub fn draft(
         &host,
         &daemon.cgroups.spec_path(cgroup, container.id.as_str())?,
     )?;
-    let limits = limits_of(&config, &spec);
-    container.intend(|record| {
-        record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
-        record.resources = Some(limits.clone());
-    })?;
+    record_user_and_limits(container, &user, &limits_of(&config, &spec))?;
     confine(&daemon.host.apparmor, &config, labels.as_ref(), &mut spec)?;
     let cdi_devices = cdi::requested(&config)?;
     let mut device_sources = devices::sources(&config)?;
@@ -173,7 +169,7 @@ pub fn build(
 
     let mut descriptors = FdList::default();
     let rootfs = descriptors.push(rootfs);
-    let cgroup = descriptors.push_cgroup(cgroup.join()?);
+    let cgroup = descriptors.push_cgroup(cgroup);
     let userns = userns.as_ref().map(AsFd::as_fd);
     let trees = image_volumes(&config, layer, &mut descriptors, userns, mount_label.as_deref())?;
     make_root_for_hooks(&spec, container)?;
@@ -183,14 +179,7 @@ pub fn build(
         pid_target: pid_target(store, pod, &config)?,
         pod: PodNamespaces { pause_pid },
         hierarchies: cgroups.hierarchies(),
-        stdio: StdioPlan {
-            stdin: config.stdin,
-            stdin_once: config.stdin_once,
-            tty: config.tty,
-            // The log is on a disk that the client names. It is opened last, when no other step waits.
-            log_path: None,
-            log: None,
-        },
+        stdio: stdio_of(&config),
         rootfs,
         cgroup,
         directories: volumes(layer),
@@ -223,6 +212,31 @@ fn open_namespaces(
         }
     }
     Ok(opened)
+}
+
+/// Returns the standard streams, without a log: the log is on a disk that the client names. It is opened last, when no
+/// other step waits.
+fn stdio_of(config: &ContainerConfig) -> StdioPlan {
+    StdioPlan {
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        tty: config.tty,
+        log_path: None,
+        log: None,
+    }
+}
+
+/// Records the user and the limits of a container, for the status.
+fn record_user_and_limits(
+    container: &Container,
+    user: &User,
+    limits: &LinuxContainerResources,
+) -> Result<(), CriError> {
+    container.intend(|record| {
+        record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
+        record.resources = Some(limits.clone());
+    })?;
+    Ok(())
 }
 
 /// Returns the limits in effect, for the status.
