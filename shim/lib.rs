@@ -19,6 +19,7 @@
 //! * [`logging`]: the log, its formats and its level
 //! * [`traces`]: spans for OpenTelemetry
 //! * [`instruments`]: counters and durations of the daemon's own work; [`exposition`]: serves them to Prometheus
+//! * [`nri`]: plugins of the Node Resource Interface; [`nri_events`]: calls them at the events of pods and containers
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`host_files`]: work that blocks
 //! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`hook_folders`], [`seccomp`], [`lsm`],
@@ -65,6 +66,8 @@ pub mod logging;
 pub mod lsm;
 pub mod metrics;
 pub mod network;
+pub mod nri;
+pub mod nri_events;
 pub mod observe;
 pub mod observer_service;
 pub mod oci;

@@ -12,6 +12,8 @@ use crate::error::CriError;
 use crate::event::Events;
 use crate::instruments::Instruments;
 use crate::keeper::KeeperClient;
+use crate::nri::adaptation::Adaptation;
+use crate::nri_events::NriEvents;
 use crate::operation::Operations;
 use crate::store::{Container, Folders, RecordWriter, Store};
 
@@ -30,6 +32,8 @@ pub struct Pods {
     pub events: Events,
     /// The daemon's own metrics.
     pub instruments: Arc<Instruments>,
+    /// The NRI plugins, which are called at events.
+    pub nri: Arc<NriEvents>,
 }
 
 /// The time limit for writing the exits of containers.
@@ -45,6 +49,11 @@ impl Pods {
         let records =
             RecordWriter::start().map_err(|error| CriError::internal("start the record writer", error))?;
         Ok(Self {
+            nri: NriEvents::new(
+                Adaptation::new(&config.nri, &config.nri_validator),
+                store.clone(),
+                network.clone(),
+            ),
             events: Events::new(store.clone(), network),
             store,
             folders: Folders::new(&config.root, &config.state),

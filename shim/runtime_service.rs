@@ -238,7 +238,7 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Reply<UpdatePodSandboxResourcesResponse> {
-        pod::update::update_pod_sandbox_resources(&self.daemon.pods.store, request.into_inner()).await?;
+        pod::update::update_pod_sandbox_resources(&self.daemon.pods, request.into_inner()).await?;
         Ok(Response::new(UpdatePodSandboxResourcesResponse {}))
     }
 

@@ -30,6 +30,7 @@ mod call;
 mod config;
 mod conflist;
 mod describe;
+mod devices;
 mod dhcp;
 mod external;
 mod files;

@@ -10,8 +10,11 @@ use prost::Message;
 
 const PROTOS: [&str; 3] = ["runtime/v1/api.proto", "berth/v1/admin.proto", "berth/v1/observer.proto"];
 
+/// The messages of NRI. They do not travel by gRPC.
+const NRI: &str = "nri/v1alpha1/api.proto";
+
 fn main() -> Result<(), Box<dyn Error>> {
-    for proto in PROTOS {
+    for proto in PROTOS.into_iter().chain([NRI]) {
         println!("cargo::rerun-if-changed={proto}");
     }
     let descriptors = protox::compile(PROTOS, ["."])?;
@@ -34,5 +37,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         // credentials.rs implements Debug for credentials, so that log lines cannot contain them.
         .skip_debug([".runtime.v1.AuthConfig"])
         .compile_fds(descriptors)?;
+    tonic_prost_build::configure().compile_fds(protox::compile([NRI], ["."])?)?;
     Ok(())
 }

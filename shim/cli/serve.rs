@@ -1,6 +1,7 @@
 //! `berth serve`: runs the daemon.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use tokio::runtime::Runtime;
@@ -9,12 +10,16 @@ use super::ConfigSource;
 use crate::admin_service::AdminService;
 use crate::check;
 use crate::config::Config;
+use crate::container::nri_requests::NriRequests;
 use crate::container::oom_kills;
+use crate::container::update::LimitParts;
 use crate::exec::ContainerAccess;
 use crate::exposition::{self, ScrapeSources};
 use crate::image_service::Images;
 use crate::logging::{self, LogLevel};
+use crate::nri;
 use crate::observer_service::ObserverService;
+use crate::pods::Pods;
 use crate::runtime_service::Runtime as RuntimeService;
 use crate::server::listener::Socket;
 use crate::server::{Claim, serve};
@@ -98,12 +103,15 @@ fn start(runtime: &Runtime, config: Config, log_level: LogLevel) -> Result<(), S
         daemon.sessions.set_base_url(sessions.base());
         tokio::spawn(sessions.serve(ContainerAccess::of(&daemon), daemon.sessions.clone()));
         let metrics_socket = serve_metrics(&config, ScrapeSources::of(&daemon)).await?;
+        let nri_socket = serve_nri(&config, &daemon.pods, LimitParts::of(&daemon)).await;
         let instruments = daemon.pods.instruments.clone();
         let (runtime, images) = (RuntimeService::new(daemon.clone()), Images::new(daemon.clone()));
         let admin = AdminService::new(daemon.clone(), log_level);
         let observer = ObserverService::new(daemon.clone());
         let served = serve(config, claim, runtime, images, admin, observer, instruments).await;
         metrics_socket.inspect(Socket::remove);
+        nri_socket.inspect(Socket::remove);
+        daemon.pods.nri.plugins().shut_down().await;
         daemon.cgroups.release_default_parent();
         let records = daemon.pods.records.clone();
         if !tokio::task::spawn_blocking(move || records.flush(LAST_WRITES)).await.unwrap_or(false) {
@@ -120,6 +128,13 @@ async fn serve_metrics(config: &Config, sources: ScrapeSources) -> Result<Option
     let socket = metrics.socket();
     tokio::spawn(metrics.serve(sources));
     Ok(socket)
+}
+
+/// Starts NRI plugins, and listens for those that connect. Returns the socket.
+async fn serve_nri(config: &Config, pods: &Arc<Pods>, limits: LimitParts) -> Option<Socket> {
+    let plugins = pods.nri.plugins();
+    plugins.set_host(Arc::new(NriRequests::new(pods.clone(), limits)));
+    nri::listener::start(plugins, &config.nri).await
 }
 
 /// The time limit for writing the last records.

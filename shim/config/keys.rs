@@ -12,7 +12,7 @@ use super::declare::settings;
 use super::metrics_address::MetricsAddress;
 use super::value::{
     AbsolutePath, AtLeastOne, BridgeName, ByteSize, CgroupDriver, Depth, Described, HandlerNames, LogFilter,
-    LogFormat, Mtu, Parallel, PathList, PluginNames, References, SocketPath, Subnets, Ulimits,
+    LogFormat, Mtu, Name, Names, Parallel, PathList, PluginNames, References, SocketPath, Subnets, Ulimits,
 };
 
 pub use super::declare::ConfigKey;
@@ -116,6 +116,10 @@ settings! {
     tables {
         network: NetworkConfig, NetworkLayer, NetworkFlags,
             "Network of pods when cni_conf_dir has no configuration.";
+        nri: NriConfig, NriLayer, NriFlags,
+            "Node Resource Interface (NRI): plugins that change containers.";
+        nri_validator: NriValidatorConfig, NriValidatorLayer, NriValidatorFlags,
+            "Changes that NRI plugins must not make, and plugins that must be connected.";
     }
     also {
         /// The drop-ins that were skipped, and why.
@@ -135,6 +139,58 @@ settings! {
             "Address ranges of its pods, at most one per address family.";
         mtu: Mtu => Option<u32> = None,
             "MTU of its pods' interfaces; the default is the bridge's.", example "1450";
+    }
+    tables {}
+    also {}
+}
+
+settings! {
+    "nri", "The Node Resource Interface (NRI): plugins that are called at the events of pods and containers.",
+    NriConfig, NriLayer, NriFlags;
+    keys {
+        enable: bool => bool = true,
+            "Accept and start NRI plugins.";
+        socket_path: SocketPath => PathBuf = path("/var/run/nri/nri.sock"),
+            "Socket to which plugins connect; without it, the daemon runs without plugins that connect.";
+        plugin_path: AbsolutePath => PathBuf = path("/opt/nri/plugins"),
+            "Folder of plugins that the daemon starts, as NN-NAME.";
+        plugin_config_path: AbsolutePath => PathBuf = path("/etc/nri/conf.d"),
+            "Folder of the configurations of these plugins: NN-NAME.conf or NAME.conf.";
+        plugin_registration_timeout: AtLeastOne => u64 = 5,
+            "Time limit in seconds for a plugin to register, and to handle all existing pods and containers.";
+        plugin_request_timeout: AtLeastOne => u64 = 2,
+            "Time limit in seconds for a plugin to answer a call; a plugin that does not answer is disconnected.";
+        disable_connections: bool => bool = false,
+            "Start the plugins of plugin_path only, and do not listen on socket_path.";
+    }
+    tables {}
+    also {}
+}
+
+settings! {
+    "nri_validator", "The default validator of NRI: changes that plugins must not make, and plugins that must be connected.",
+    NriValidatorConfig, NriValidatorLayer, NriValidatorFlags;
+    keys {
+        enable: bool => bool = false,
+            "Check the changes of NRI plugins.";
+        reject_oci_hook_adjustment: bool => bool = false,
+            "Reject containers to which a plugin adds OCI hooks.";
+        reject_runtime_default_seccomp_adjustment: bool => bool = false,
+            "Reject containers whose default seccomp profile a plugin changes.";
+        reject_unconfined_seccomp_adjustment: bool => bool = false,
+            "Reject containers without a seccomp profile to which a plugin adds one.";
+        reject_custom_seccomp_adjustment: bool => bool = false,
+            "Reject containers whose own seccomp profile a plugin changes.";
+        reject_namespace_adjustment: bool => bool = false,
+            "Reject containers whose namespaces a plugin changes.";
+        reject_sysctl_adjustment: bool => bool = false,
+            "Reject containers whose sysctls a plugin changes.";
+        required_plugins: Names => Vec<String> = Vec::new(),
+            "Plugins without which no container is created.",
+            note "a pod requires further ones by the annotation `required-plugins.noderesource.dev`, a JSON list of names";
+        tolerate_missing_plugins_annotation: Name => String = String::new(),
+            "Annotation of pods, as true, that permits containers without the required plugins.",
+            note "empty: no annotation permits that";
     }
     tables {}
     also {}

@@ -20,7 +20,7 @@ pub mod value;
 
 use std::path::PathBuf;
 
-pub use keys::{Config, Flags, Layer, NetworkConfig};
+pub use keys::{Config, Flags, Layer, NetworkConfig, NriConfig, NriValidatorConfig};
 pub use load::{ConfigError, load, mistakes};
 pub use metrics_address::MetricsAddress;
 pub use problem::Problem;

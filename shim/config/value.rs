@@ -137,6 +137,16 @@ checked! {
         "1280 to 65535"
 }
 checked! {
+    /// Names without a rule.
+    Names, "Vec<String>", Vec<String> => Vec<String>, unchanged,
+        "a list of names"
+}
+checked! {
+    /// A name without a rule.
+    Name, "String", String => String, unchanged,
+        "a text"
+}
+checked! {
     /// A degree of parallelism.
     Parallel, "usize", usize => usize, parallel,
         "1 to 64"
@@ -168,6 +178,11 @@ fn plugins(names: Vec<String>) -> Result<Vec<String>, InvalidValue> {
         Some(name) => invalid(format!("{name:?} is not one of {}", built_in.join(", "))),
         None => Ok(names),
     }
+}
+
+#[allow(clippy::unnecessary_wraps, reason = "checked types have a function that can fail")]
+fn unchanged<T>(value: T) -> Result<T, InvalidValue> {
+    Ok(value)
 }
 
 fn at_least_one(count: u64) -> Result<u64, InvalidValue> {

@@ -12,10 +12,13 @@ use berth_proto::v1::{ContainerConfig, LinuxContainerResources, NamespaceMode};
 use berth_runtime::cgroup::CgroupPath;
 use berth_runtime::compile::{self, FdList, PlanInput, PodNamespaces};
 use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
+use berth_runtime::seccomp::Cache;
 use berth_runtime::{rootfs, users};
+use oci_spec::runtime::{LinuxNetDevice, LinuxResources, Spec};
 
 use super::log::LogFile;
 use crate::cdi;
+use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::devices;
@@ -52,23 +55,67 @@ impl Assembled {
     }
 }
 
-/// Assembles a container and creates its cgroup, which the caller removes on failure.
+/// A container before its plan is compiled.
+#[derive(Debug)]
+pub struct Draft {
+    pub(super) spec: Spec,
+    /// The paths of the host's device nodes, by their paths in the container.
+    pub(super) device_sources: BTreeMap<String, String>,
+    config: ContainerConfig,
+    rootfs: OwnedFd,
+    userns: Option<OwnedFd>,
+    mount_label: Option<String>,
+    pause_pid: i32,
+}
+
+impl Draft {
+    /// Returns the spec.
+    #[must_use]
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Returns the network devices of the host that the container requests, with their names in the pod, sorted.
+    #[must_use]
+    pub fn net_devices(&self) -> Vec<(String, String)> {
+        let devices = self.spec.linux().iter().flat_map(|linux| linux.net_devices().iter().flatten());
+        let name =
+            |device: &LinuxNetDevice, host: &String| device.name().clone().unwrap_or_else(|| host.clone());
+        let mut devices: Vec<_> = devices.map(|(host, device)| (host.clone(), name(device, host))).collect();
+        devices.sort();
+        devices
+    }
+
+    /// Returns the limits of the spec.
+    #[must_use]
+    pub fn limits(&self) -> LinuxResources {
+        let linux = self.spec.linux().as_ref();
+        linux.and_then(|linux| linux.resources().clone()).unwrap_or_default()
+    }
+}
+
+/// Mounts the root filesystem and translates the config to a spec.
 ///
 /// # Errors
 /// The config requests something impossible, or the host refuses.
-pub fn build(
+pub fn draft(
     daemon: &Daemon,
     pod: &Pod,
     container: &Container,
     layer: &WritableLayer,
     pause_pid: i32,
-) -> Result<Assembled, CriError> {
+) -> Result<Draft, CriError> {
     let config = container.with(|record| record.config.clone());
     let userns = prepare_userns(pod, layer)?;
-    let userns = userns.as_ref().map(AsFd::as_fd);
     let labels = selinux_labels(&daemon.host.selinux, pod, &config)?;
-    let label = labels.as_ref().map(|labels| labels.mount.as_str());
-    let rootfs = rootfs::overlay(&layer.lower, Some(&layer.upper), Some(&layer.work), userns, label)?;
+    let mount_label = labels.as_ref().map(|labels| labels.mount.clone());
+    let rootfs = rootfs::overlay(
+        &layer.lower,
+        Some(&layer.upper),
+        Some(&layer.work),
+        userns.as_ref().map(AsFd::as_fd),
+        mount_label.as_deref(),
+    )?;
     let user = resolve_user(&config, layer, &rootfs)?;
     let host = host_of(&daemon.config, &daemon.host, daemon.cgroups.is_v2(), &config)?;
     let cgroup = container.with(|record| record.cgroup.clone());
@@ -88,7 +135,7 @@ pub fn build(
         layer,
         &user,
         &host,
-        &daemon.cgroups.spec_path(cgroup.clone(), container.id.as_str())?,
+        &daemon.cgroups.spec_path(cgroup, container.id.as_str())?,
     )?;
     record_user_and_limits(container, &user, &limits_of(&config, &spec))?;
     confine(&daemon.host.apparmor, &config, labels.as_ref(), &mut spec)?;
@@ -96,37 +143,75 @@ pub fn build(
     let mut device_sources = devices::sources(&config)?;
     device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
     inject_hooks(&daemon.config.hooks_dirs, pod, &config, &mut spec)?;
-    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    Ok(Draft { spec, device_sources, config, rootfs, userns, mount_label, pause_pid })
+}
+
+/// Compiles the plan of a draft and creates the cgroup, which the caller removes on failure.
+///
+/// # Errors
+/// The spec contains something impossible, or the host refuses.
+pub fn build(
+    filters: &Cache,
+    cgroups: &Cgroups,
+    store: &Store,
+    pod: &Pod,
+    container: &Container,
+    layer: &WritableLayer,
+    draft: Draft,
+) -> Result<Assembled, CriError> {
+    let resources = draft.limits();
+    let Draft { spec, device_sources, config, rootfs, userns, mount_label, pause_pid } = draft;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    let filter = profile.map(|profile| daemon.filters.filter(profile)).transpose()?;
+    let filter = profile.map(|profile| filters.filter(profile)).transpose()?;
     let CachedSpec { spec, filter } = container.spec.keep(spec, filter)?;
-    let cgroup = daemon.cgroups.create(&CgroupPath::from_recorded(&cgroup)?, &resources)?;
+    let cgroup = container.with(|record| record.cgroup.clone());
+    let cgroup = cgroups.create(&CgroupPath::from_recorded(&cgroup)?, &resources)?;
 
     let mut descriptors = FdList::default();
     let rootfs = descriptors.push(rootfs);
     let cgroup = descriptors.push_cgroup(cgroup);
-    let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
+    let userns = userns.as_ref().map(AsFd::as_fd);
+    let trees = image_volumes(&config, layer, &mut descriptors, userns, mount_label.as_deref())?;
     make_root_for_hooks(&spec, container)?;
     let context = PlanInput {
         id: container.id.as_str(),
         bundle: container.folder(),
-        pid_target: pid_target(&daemon.pods.store, pod, &config)?,
+        pid_target: pid_target(store, pod, &config)?,
         pod: PodNamespaces { pause_pid },
-        hierarchies: daemon.cgroups.hierarchies(),
+        hierarchies: cgroups.hierarchies(),
         stdio: stdio_of(&config),
         rootfs,
         cgroup,
         directories: volumes(layer),
         users: compile::compile_users(&spec),
         trees,
-        namespaces: BTreeMap::new(),
+        namespaces: open_namespaces(&spec, pause_pid, &mut descriptors)?,
         device_sources,
-        mount_label: label.map(str::to_owned),
+        mount_label,
         cgroup_namespace: compile::has_cgroup_namespace(&spec),
     };
     let mut plan = compile::compile_container(&spec, &context)?;
     plan.process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
+}
+
+/// Opens the namespaces that are not the pod's, which NRI plugins can set.
+fn open_namespaces(
+    spec: &Spec,
+    pause_pid: i32,
+    descriptors: &mut FdList,
+) -> Result<BTreeMap<PathBuf, FdSlot>, CriError> {
+    let of_pod = PathBuf::from(format!("/proc/{pause_pid}/ns"));
+    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
+    let mut opened = BTreeMap::new();
+    for path in namespaces.filter_map(|namespace| namespace.path().clone()) {
+        if !path.starts_with(&of_pod) {
+            let file = std::fs::File::open(&path)
+                .map_err(|error| CriError::failed(format!("open namespace {}", path.display()), error))?;
+            opened.insert(path, descriptors.push(file.into()));
+        }
+    }
+    Ok(opened)
 }
 
 /// Returns the standard streams, without a log: the log is on a disk that the client names. It is opened last, when no

@@ -2,6 +2,7 @@
 //! the keeper run the first process up to its exec. Each step pushes its undo.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,20 +15,23 @@ use berth_runtime::plan::HookKind;
 use berth_runtime::wire::{Call, Failure, Outcome};
 use tonic::Status;
 
-use super::assemble::{self, Assembled};
+use super::adjusted;
+use super::assemble::{self, Assembled, Draft};
 use super::hooks;
 use super::log;
 use super::oom_kills;
 use super::out_of_memory;
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
-use crate::daemon::Shared;
+use crate::daemon::{Daemon, Shared};
 use crate::descriptors;
 use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::images;
 use crate::keeper::{KeeperClient, KeeperError};
-use crate::oci::resources::{self, limits};
+use crate::nri::adaptation::NriCreation;
+use crate::nri::events::Notice;
+use crate::oci::resources;
 use crate::oci::{classes, stop_signal, validate};
 use crate::operation::{OperationKey, Progress};
 use crate::store::container::RecordedUser;
@@ -60,7 +64,8 @@ pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfi
             span.record("container", id.as_str());
             progress.creates(id.as_str());
             let _making = pod.begin_creating(id.clone());
-            let creation = ContainerBuilder { daemon, pod, id, config, progress, undo: UndoStack::default() };
+            let undo = UndoStack::default();
+            let creation = ContainerBuilder { daemon, pod, id, config, progress, undo, nri: None };
             creation.run().await.map_err(Status::from)
         })
         .await
@@ -86,6 +91,7 @@ struct ContainerBuilder {
     config: ContainerConfig,
     progress: Progress,
     undo: UndoStack,
+    nri: Option<NriCreation>,
 }
 
 impl ContainerBuilder {
@@ -93,17 +99,26 @@ impl ContainerBuilder {
         let result = self.run_steps().await.and_then(|container| {
             // StopPodSandbox waits for this operation and kills the containers in the store: none may be added after
             // that.
-            self.ready_pod().map(|_| container)
+            self.ready_pod()?;
+            // The same holds for an NRI plugin that connects.
+            self.nri.as_ref().map_or(Ok(()), NriCreation::check)?;
+            Ok(container)
         });
         match result {
             Ok(container) => {
                 self.daemon.pods.store.insert_container(container.clone());
+                self.nri = None;
                 oom_kills::watch(self.daemon.cgroups.clone(), container.clone());
                 self.daemon.pods.events.container(&container);
+                self.daemon.pods.nri.watch(&container);
+                self.progress.step("NRI plugins");
+                self.daemon.pods.nri.after(Notice::PostCreate, &container).await;
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
                 self.progress.step("undo");
+                // A plugin that connects from now on does not get the container.
+                self.nri = None;
                 match self.undo.run().await {
                     Ok(()) => Err(error),
                     Err(undo_errors) => Err(error.with_undo_errors(&undo_errors)),
@@ -124,10 +139,17 @@ impl ContainerBuilder {
         let container = self.write_intent(&image).await?;
         self.progress.step("writable layer");
         let layer = self.make_layer(&image, &volumes).await?;
-        self.progress.step("scope");
-        let placeholder = self.start_scope(&container).await?;
         self.progress.step("root filesystem and spec");
-        let mut assembled = self.assemble(&container, layer, pause_pid).await?;
+        let layer = Arc::new(layer);
+        let draft = self.draft(&container, layer.clone(), pause_pid).await?;
+        self.progress.step("NRI plugins");
+        let draft = self.call_nri(&container, draft).await?;
+        self.progress.step("scope");
+        let placeholder = self.start_scope(&container, &draft).await?;
+        self.progress.step("cgroup and plan");
+        let devices = draft.net_devices();
+        let mut assembled = self.assemble(&container, layer, draft).await?;
+        self.move_devices(devices).await?;
         self.progress.step("log file");
         if let Some(log) = log::make(&self.pod, &self.config).await? {
             assembled.add_log(log);
@@ -249,28 +271,89 @@ impl ContainerBuilder {
     }
 
     /// Starts the scope of the systemd driver. A scope needs a process from its start, the placeholder.
-    async fn start_scope(&mut self, container: &Container) -> Result<Option<Placeholder>, CriError> {
+    async fn start_scope(
+        &mut self,
+        container: &Container,
+        draft: &Draft,
+    ) -> Result<Option<Placeholder>, CriError> {
         let (cgroups, cgroup) = (self.daemon.cgroups.clone(), container.with(|record| record.cgroup.clone()));
         let recorded = cgroup.clone();
         self.undo.push("remove the cgroup", async move {
             cgroups.release(recorded).await.map_err(|error| error.to_string())
         });
-        let requested = self.config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-        let cgroups = &self.daemon.cgroups;
-        let limits = requested.map(|requested| limits(requested, cgroups.is_v2())).unwrap_or_default();
+        let mut limits = draft.limits();
+        // systemd does not manage the devices.
+        limits.set_devices(None);
         let annotation = |key: &str| self.config.annotations.get(key).map(String::as_str);
         let order = ShutdownOrder::of_container(self.pod.id.as_str(), annotation);
-        cgroups.start_scope(&CgroupPath::from_recorded(&cgroup)?, &limits, &order).await
+        self.daemon.cgroups.start_scope(&CgroupPath::from_recorded(&cgroup)?, &limits, &order).await
+    }
+
+    async fn draft(
+        &mut self,
+        container: &Arc<Container>,
+        layer: Arc<WritableLayer>,
+        pause_pid: i32,
+    ) -> Result<Draft, CriError> {
+        let (daemon, pod, container) = (self.daemon.clone(), self.pod.clone(), container.clone());
+        blocking(move || assemble::draft(&daemon, &pod, &container, &layer, pause_pid)).await
+    }
+
+    /// Has NRI plugins change the draft.
+    async fn call_nri(&mut self, container: &Arc<Container>, mut draft: Draft) -> Result<Draft, CriError> {
+        let nri = self.daemon.pods.nri.clone();
+        let creation = self.nri.insert(nri.plugins().begin(self.id.as_str()));
+        if !creation.is_announced() {
+            return Ok(draft);
+        }
+        let (undo_nri, undo_container) = (nri.clone(), container.clone());
+        self.undo.push("notify NRI plugins", async move {
+            undo_nri.undo_container(&undo_container).await;
+            Ok(())
+        });
+        let changes = nri.create(&self.pod, container, draft.spec()).await?;
+        let (others, evictions) = (changes.others.updates(), changes.others.evictions);
+        if let Some(failed) = nri.plugins().apply(others, evictions).await.into_iter().next() {
+            let what = format!("update container {} for an NRI plugin", failed.update.container_id);
+            return Err(CriError::failed(what, failed.error));
+        }
+        let (cgroups, folders, changed) =
+            (self.daemon.cgroups.clone(), self.daemon.config.cdi_spec_dirs.clone(), container.clone());
+        blocking(move || {
+            adjusted::adjust(&cgroups, &folders, &changed, &mut draft, &changes.adjustment)?;
+            Ok::<_, CriError>(draft)
+        })
+        .await
+    }
+
+    /// Moves network devices of the host to the pod's namespace, which NRI plugins can request.
+    async fn move_devices(&mut self, devices: Vec<(String, String)>) -> Result<(), CriError> {
+        for (device, name) in devices {
+            let netns = self.pod.netns().ok_or_else(|| {
+                CriError::failed(format!("move network device {device}"), "the pod is in the host's network")
+            })?;
+            let network = self.daemon.network.network.clone();
+            network.move_device(&device, netns.as_fd(), &name).await?;
+            self.undo.push("return a network device", async move {
+                let returned = network.return_device(&device, netns.as_fd(), &name).await;
+                returned.map_err(|error| error.to_string())
+            });
+        }
+        Ok(())
     }
 
     async fn assemble(
         &mut self,
         container: &Arc<Container>,
-        layer: WritableLayer,
-        pause_pid: i32,
+        layer: Arc<WritableLayer>,
+        draft: Draft,
     ) -> Result<Assembled, CriError> {
         let (daemon, pod, container) = (self.daemon.clone(), self.pod.clone(), container.clone());
-        blocking(move || assemble::build(&daemon, &pod, &container, &layer, pause_pid)).await
+        blocking(move || {
+            let Daemon { filters, cgroups, pods, .. } = &*daemon;
+            assemble::build(filters, cgroups, &pods.store, &pod, &container, &layer, draft)
+        })
+        .await
     }
 
     async fn create_process(

@@ -5,9 +5,11 @@
 //! * [`exit`]: handles the exit of a container
 //! * [`hooks`]: programs that run at points of the container's life
 //! * [`reconcile`]: takes over the state that the keeper reports
+//! * [`nri_requests`]: changes that NRI plugins request for containers that exist; [`adjusted`]: changes to new ones
 //! * [`oom_kills`]: reports processes that the kernel kills for lack of memory
 //! * [`out_of_memory`]: detects that the memory limit is too small for the first process
 
+mod adjusted;
 pub mod assemble;
 pub mod checkpoint;
 pub mod create;
@@ -15,6 +17,7 @@ pub mod exit;
 pub mod hooks;
 pub mod list;
 pub mod log;
+pub mod nri_requests;
 pub mod oom_kills;
 mod out_of_memory;
 pub mod reconcile;

@@ -60,6 +60,9 @@ async fn run_steps(
     }
     // A container that the keeper has forgotten cannot be started. This also ends a start that waits for the keeper.
     forget(pods, cgroups, container).await?;
+    progress.step("NRI plugins");
+    pods.nri.stopped(container).await;
+    let removal = pods.nri.prepare_removal(container).await;
     progress.step("turn");
     let _turn = container.turn.write().await;
     forget(pods, cgroups, container).await?;
@@ -77,6 +80,8 @@ async fn run_steps(
     leftovers::remove(Leftover::Folder(container.folder().to_owned())).await?;
     pods.store.forget_container(container);
     pods.events.container_deleted(container);
+    progress.step("NRI plugins");
+    pods.nri.removed(removal).await;
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::event::Events;
 use crate::keeper::KeeperError;
+use crate::nri::events::Notice;
 use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
@@ -28,13 +29,31 @@ pub async fn start_container(pods: &Arc<Pods>, cgroups: &Cgroups, id: &str) -> R
     let (starting, cgroups) = (pods.clone(), cgroups.clone());
     pods.operations
         .join(OperationKey::Start(container.id.clone()), move |progress| async move {
-            run_steps(&starting, &cgroups, &container, &progress)
+            with_plugins(&starting, &cgroups, &container, &progress)
                 .await
                 .map(|()| String::new())
                 .map_err(Status::from)
         })
         .await
         .map(drop)
+}
+
+/// Starts a container between the two events of NRI. A plugin may update the container during them, so they are outside of
+/// its turn.
+async fn with_plugins(
+    pods: &Pods,
+    cgroups: &Cgroups,
+    container: &Arc<Container>,
+    progress: &Progress,
+) -> Result<(), CriError> {
+    if container.state().may_start().is_ok() {
+        progress.step("NRI plugins");
+        pods.nri.container(Notice::Start, container).await?;
+    }
+    run_steps(pods, cgroups, container, progress).await?;
+    progress.step("NRI plugins");
+    pods.nri.after(Notice::PostStart, container).await;
+    Ok(())
 }
 
 async fn run_steps(

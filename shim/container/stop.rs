@@ -13,7 +13,7 @@ use crate::error::CriError;
 use crate::keeper::KeeperError;
 use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
-use crate::store::{Container, Store};
+use crate::store::{Container, ContainerState, Store};
 
 /// Stops a container within `timeout` seconds; 0 or less kills it immediately. A container that is unknown, not
 /// started or exited is a success (CRI: "must be idempotent").
@@ -37,10 +37,12 @@ pub async fn stop_container(
     let (stopping, cgroups) = (pods.clone(), cgroups.clone());
     pods.operations
         .join(OperationKey::Stop(container.id.clone(), timeout), move |progress| async move {
-            run_steps(&stopping, &cgroups, &container, timeout, &progress)
-                .await
-                .map(|()| String::new())
-                .map_err(Status::from)
+            run_steps(&stopping, &cgroups, &container, timeout, &progress).await?;
+            if matches!(container.state(), ContainerState::Exited(_)) {
+                progress.step("NRI plugins");
+                stopping.nri.stopped(&container).await;
+            }
+            Ok(String::new())
         })
         .await
         .map(drop)

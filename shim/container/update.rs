@@ -4,16 +4,22 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use berth_proto::nri::LinuxResources as NriResources;
 use berth_proto::v1::{LinuxContainerResources, UpdateContainerResourcesRequest};
 use berth_runtime::cgroup::{CgroupError, CgroupPath, Change, OomScores};
 use berth_runtime::seccomp::Cache;
 use oci_spec::runtime::LinuxResources;
 use tracing::Instrument;
 
+use super::adjusted::{beyond_cri, to_cri};
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::daemon::Daemon;
 use crate::error::CriError;
+use crate::nri::adaptation::NriError;
+use crate::nri::adjust::resources::overlay;
+use crate::nri::events::Notice;
+use crate::nri_events::NriEvents;
 use crate::oci::resources::{applied, change, check, limits};
 use crate::oci::{score, validate};
 use crate::store::{Container, ContainerRecord, ContainerState, Store};
@@ -30,6 +36,8 @@ pub struct LimitParts {
     pub filters: Arc<Cache>,
     /// The lowest oom_score_adj: lower ones are raised to it.
     pub oom_score_adj_floor: Option<i32>,
+    /// The NRI plugins.
+    pub nri: Arc<NriEvents>,
 }
 
 impl LimitParts {
@@ -41,6 +49,7 @@ impl LimitParts {
             cgroups: daemon.cgroups.clone(),
             filters: daemon.filters.clone(),
             oom_score_adj_floor: daemon.host.oom_score_adj_floor(daemon.config.restrict_oom_score_adj),
+            nri: daemon.pods.nri.clone(),
         }
     }
 }
@@ -63,13 +72,59 @@ pub async fn update_container_resources(
     }
     validate::annotations(&request.annotations)?;
     // A separate task: a caller that disconnects does not interrupt the update.
-    let task = async move {
-        let _turn = container.turn.clone().write_owned().await;
-        parts.store.container(container.id.as_str())?;
-        Update::new(parts, container, request.linux, request.annotations)?.run().await
-    };
+    let task = async move { with_plugins(parts, container, request.linux, request.annotations).await };
     let done = tokio::spawn(task.in_current_span()).await;
     done.map_err(|panic| CriError::internal("update a container", panic))?
+}
+
+/// Updates a container with the changes of NRI plugins. A plugin may update the container while it is called, so the calls
+/// are outside of the container's turn.
+async fn with_plugins(
+    parts: LimitParts,
+    container: Arc<Container>,
+    requested: Option<LinuxContainerResources>,
+    annotations: HashMap<String, String>,
+) -> Result<(), CriError> {
+    let nri = parts.nri.clone();
+    let asked = match &requested {
+        Some(requested) => nri.update(&container, requested).await?,
+        None => None,
+    };
+    let Some((limits, others)) = asked else {
+        return in_turn(parts, container, requested, None, annotations).await;
+    };
+    let score = requested.map_or(0, |requested| requested.oom_score_adj);
+    let requested = LinuxContainerResources { oom_score_adj: score, ..to_cri(&limits) };
+    in_turn(parts, container.clone(), Some(requested), Some(beyond_cri(&limits)), annotations).await?;
+    nri.plugins().apply_later(others);
+    nri.after(Notice::PostUpdate, &container).await;
+    Ok(())
+}
+
+/// Changes limits for an NRI plugin.
+///
+/// # Errors
+/// As [`update_container_resources`].
+pub(super) async fn update_by_plugin(
+    parts: LimitParts,
+    id: &str,
+    limits: NriResources,
+) -> Result<(), CriError> {
+    let container = parts.store.container(id)?;
+    let requested = Some(to_cri(&limits));
+    in_turn(parts, container, requested, Some(beyond_cri(&limits)), HashMap::new()).await
+}
+
+async fn in_turn(
+    parts: LimitParts,
+    container: Arc<Container>,
+    requested: Option<LinuxContainerResources>,
+    more: Option<NriResources>,
+    annotations: HashMap<String, String>,
+) -> Result<(), CriError> {
+    let _turn = container.turn.clone().write_owned().await;
+    parts.store.container(container.id.as_str())?;
+    Update::new(parts, container, requested, more.as_ref(), annotations)?.run().await
 }
 
 struct Update {
@@ -99,9 +154,11 @@ impl Update {
         parts: LimitParts,
         container: Arc<Container>,
         requested: Option<LinuxContainerResources>,
+        more: Option<&NriResources>,
         annotations: HashMap<String, String>,
     ) -> Result<Self, CriError> {
-        let change = requested.map(|requested| Limits::new(&parts, &container, &requested)).transpose()?;
+        let change =
+            requested.map(|requested| Limits::new(&parts, &container, &requested, more)).transpose()?;
         let annotations = annotations.into_iter().collect();
         Ok(Self { parts, container, change, annotations, undo: UndoStack::default() })
     }
@@ -196,6 +253,7 @@ impl Limits {
         parts: &LimitParts,
         container: &Container,
         requested: &LinuxContainerResources,
+        more: Option<&NriResources>,
     ) -> Result<Self, CriError> {
         let v2 = parts.cgroups.is_v2();
         let before = container.with(ContainerRecord::limits);
@@ -203,9 +261,11 @@ impl Limits {
         change(&mut after, requested);
         check(&after, v2)?;
         let oom_score_adj = score(after.oom_score_adj, parts.oom_score_adj_floor);
+        let mut new_limits = limits(&after, v2);
+        more.map_or(Ok(()), |more| overlay(&mut new_limits, more, v2)).map_err(NriError::Apply)?;
         Ok(Self {
             before: limits(&before, v2),
-            after: limits(&after, v2),
+            after: new_limits,
             reported: applied(&after, oom_score_adj),
             oom_score_adj,
             with_score: requested.oom_score_adj != 0,

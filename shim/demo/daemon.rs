@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 
 use super::DemoError;
 use super::print::Printer;
-use crate::config::{CgroupDriver, Config, NetworkConfig};
+use crate::config::{CgroupDriver, Config, NetworkConfig, NriConfig};
 use crate::inventory::network::interfaces;
 use crate::server::connect::{answers, connect};
 
@@ -225,6 +225,8 @@ fn config(folder: &Path) -> Result<Config, DemoError> {
         signature_policy: folder.join("policy.json"),
         stream_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         cgroup_driver: CgroupDriver::Cgroupfs,
+        // Nor this machine's plugins.
+        nri: NriConfig { enable: false, ..NriConfig::default() },
         network: NetworkConfig {
             bridge: free_bridge()?,
             subnets: vec![IpNet::V4(free_subnet()?)],

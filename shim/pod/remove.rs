@@ -11,6 +11,7 @@ use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::leftovers::{self, Leftover};
 use crate::log_folders;
+use crate::nri::events::Notice;
 use crate::operation::{OperationKey, Progress};
 use crate::store::Level;
 use crate::store::Pod;
@@ -57,5 +58,7 @@ async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Resu
     }
     pods.store.forget_pod(pod);
     pods.events.pod(pod, Level::Deleted);
+    progress.step("NRI plugins");
+    pods.nri.pod(Notice::RemovePod, pod).await;
     Ok(())
 }

@@ -29,6 +29,7 @@ use crate::ids::PodId;
 use crate::keeper::KeeperClient;
 use crate::log_folders;
 use crate::lsm::selinux::{Labels, SeLinux, level_of};
+use crate::nri::adaptation::NriCreation;
 use crate::oci::{has_own_uts, pause, validate};
 use crate::operation::{OperationKey, Progress};
 use crate::seccomp;
@@ -82,6 +83,7 @@ struct PodBuilder {
     runtime_handler: String,
     progress: Progress,
     undo: UndoStack,
+    nri: Option<NriCreation>,
 }
 
 impl PodBuilder {
@@ -92,19 +94,22 @@ impl PodBuilder {
         runtime_handler: String,
         progress: Progress,
     ) -> Self {
-        Self { daemon, id, config, runtime_handler, progress, undo: UndoStack::default() }
+        Self { daemon, id, config, runtime_handler, progress, undo: UndoStack::default(), nri: None }
     }
 
     async fn run(mut self) -> Result<String, CriError> {
         match self.run_steps().await {
             Ok(pod) => {
                 self.daemon.pods.store.insert_pod(pod.clone());
+                self.nri = None;
                 self.daemon.pods.events.pod(&pod, Level::Started);
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
                 self.daemon.pods.events.report(self.failure(NodeEventKind::PodFailed, &error));
                 self.progress.step("undo");
+                // A plugin that connects from now on does not get the pod.
+                self.nri = None;
                 match self.undo.run().await {
                     Ok(()) => Err(error),
                     Err(undo_errors) => Err(error.with_undo_errors(&undo_errors)),
@@ -147,10 +152,29 @@ impl PodBuilder {
         let ready = pod.clone();
         blocking(move || ready.intend(|record| record.state = record.state.ready(pause_pid))).await?;
         // An exit of pause or keeper after this point finds a ready pod, and stops it.
+        self.call_nri(&pod).await?;
         match pod.is_lost() {
             true => Err(CriError::failed("run a pod sandbox", "its pause or its keeper has exited")),
             false => Ok(pod),
         }
+    }
+
+    /// Notifies NRI plugins of the pod. Clients do not see it yet.
+    async fn call_nri(&mut self, pod: &Arc<Pod>) -> Result<(), CriError> {
+        self.progress.step("NRI plugins");
+        let nri = self.daemon.pods.nri.clone();
+        let creation = nri.plugins().begin(self.id.as_str());
+        let announced = creation.is_announced();
+        let creation = self.nri.insert(creation);
+        if announced {
+            let (nri, pod) = (nri.clone(), pod.clone());
+            self.undo.push("notify NRI plugins", async move {
+                nri.undo_pod(&pod).await;
+                Ok(())
+            });
+        }
+        nri.run_pod(creation, pod).await?;
+        Ok(creation.check()?)
     }
 
     /// Writes the intent to disk, before its side effects.

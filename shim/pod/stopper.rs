@@ -16,6 +16,7 @@ use crate::error::CriError;
 use crate::ids::ContainerId;
 use crate::leftovers::{self, Leftover};
 use crate::network::PodNetwork;
+use crate::nri::events::Notice;
 use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Level, Pod, PodState};
@@ -63,6 +64,13 @@ impl PodStopper {
         progress.step("containers");
         self.kill_containers(pod).await?;
         self.pods.events.pod(pod, Level::Stopped);
+        progress.step("NRI plugins");
+        for container in self.pods.store.containers_of(&pod.id) {
+            self.pods.nri.stopped(&container).await;
+        }
+        if pod.first_stop() {
+            self.pods.nri.pod(Notice::StopPod, pod).await;
+        }
         progress.step("release");
         self.release(pod).await
     }

@@ -5,25 +5,30 @@ use berth_proto::v1::UpdatePodSandboxResourcesRequest;
 
 use crate::blocking::blocking;
 use crate::error::CriError;
-use crate::store::Store;
+use crate::nri::events::Notice;
+use crate::pods::Pods;
 
 /// Records the resources of a pod.
 ///
 /// # Errors
 /// The pod does not exist, or its record cannot be written.
 pub async fn update_pod_sandbox_resources(
-    store: &Store,
+    pods: &Pods,
     request: UpdatePodSandboxResourcesRequest,
 ) -> Result<(), CriError> {
-    let pod = store.pod(&request.pod_sandbox_id)?;
+    let pod = pods.store.pod(&request.pod_sandbox_id)?;
     tracing::Span::current().record("pod", pod.id.as_str());
+    pods.nri.update_pod(&pod, request.overhead.as_ref(), request.resources.as_ref()).await?;
+    let updated = pod.clone();
     blocking(move || {
         // The config stays as the client sent it when it ran the pod.
-        pod.intend(|record| {
+        updated.intend(|record| {
             let resources = &mut record.resources;
             resources.overhead = request.overhead.clone().or(resources.overhead.take());
             resources.resources = request.resources.clone().or(resources.resources.take());
         })
     })
-    .await
+    .await?;
+    pods.nri.pod(Notice::PostUpdatePod, &pod).await;
+    Ok(())
 }

@@ -177,6 +177,8 @@ pub struct Pod {
     from_earlier_daemon: AtomicBool,
     /// The pause or the keeper has ended.
     lost: AtomicBool,
+    /// NRI plugins were notified of the stop.
+    stop_notified: AtomicBool,
 }
 
 /// Marks a container as being created until it is dropped.
@@ -211,6 +213,7 @@ impl Pod {
             reconciled: watch::Sender::new(true),
             from_earlier_daemon: AtomicBool::new(false),
             lost: AtomicBool::new(false),
+            stop_notified: AtomicBool::new(false),
         }
     }
 
@@ -224,6 +227,12 @@ impl Pod {
     #[must_use]
     pub fn take_from_earlier_daemon(&self) -> bool {
         self.from_earlier_daemon.swap(false, Ordering::AcqRel)
+    }
+
+    /// Returns true once, for the notification that the pod is being stopped: a stop can be tried again.
+    #[must_use]
+    pub fn first_stop(&self) -> bool {
+        !self.stop_notified.swap(true, Ordering::AcqRel)
     }
 
     /// Marks the pod as lost: its pause or its keeper has ended.

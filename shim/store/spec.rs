@@ -83,6 +83,10 @@ impl SpecStore {
         if let Some(linux) = spec.linux_mut() {
             let devices = linux.resources().as_ref().and_then(|resources| resources.devices().clone());
             limits.set_devices(devices);
+            // The CRI cannot change this limit, which NRI plugins set.
+            if limits.pids().is_none() {
+                limits.set_pids(linux.resources().as_ref().and_then(|before| *before.pids()));
+            }
             linux.set_resources(Some(limits));
         }
         if let Some(process) = spec.process_mut() {

@@ -128,6 +128,9 @@ cni_data_dir = "$work/addresses"
 cgroup_driver = "cgroupfs"
 log_level = "${BERTH_LOG:-debug}"
 ${more_config:-}
+[nri]
+socket_path = "$work/nri.sock"
+plugin_path = "$work/nri"
 [network]
 bridge = "conform0"
 subnets = ["10.87.0.0/16"]

@@ -43,6 +43,7 @@ mod network;
 mod network_paths;
 mod network_upkeep;
 mod node_events;
+mod nri;
 mod oci;
 mod plugins;
 mod pod_files;

@@ -63,7 +63,8 @@ impl Machine {
             "socket = \"{path}/run/berth.sock\"\nroot = \"{path}/mnt/root\"\nstate = \"{path}/run\"\n\
              cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = []\ncni_data_dir = \"{path}/addresses\"\n\
              certs_dir = \"{path}/certs.d\"\nregistries_conf = \"{path}/registries.conf\"\nauth_file = []\n\
-             signature_policy = \"{path}/policy.json\"\nlog_level = \"debug\"\n"
+             signature_policy = \"{path}/policy.json\"\nlog_level = \"debug\"\n\
+             [nri]\nenable = false\n"
         );
         fs::write(folder.path().join("config.toml"), config).unwrap();
         Self { folder, holder, daemon: None, boots: 0 }

@@ -28,6 +28,7 @@ impl Home {
         let config = format!(
             "socket = \"{path}/run/berth.sock\"\nroot = \"{path}/root\"\nstate = \"{path}/run\"\n\
              cni_conf_dir = \"{path}/net.d\"\ncerts_dir = \"{path}/certs.d\"\nregistries_conf = \"{path}/registries.conf\"\nsignature_policy = \"{path}/policy.json\"\n\
+             [nri]\nsocket_path = \"{path}/run/nri.sock\"\nplugin_path = \"{path}/nri\"\n\
              [network]\nbridge = \"berthtest0\"\nsubnets = [\"10.98.7.0/24\"]\n"
         );
         fs::write(folder.path().join("config.toml"), config).unwrap();

@@ -114,6 +114,13 @@ fn v1(resources: &LinuxResources) -> Vec<LimitWrite> {
         if let Some(soft) = memory.reservation().filter(|soft| *soft != 0) {
             writes.push(write("memory.reservation", "memory", "memory.soft_limit_in_bytes", soft));
         }
+        // Both exist only on v1.
+        if let Some(swappiness) = memory.swappiness() {
+            writes.push(write("memory.swappiness", "memory", "memory.swappiness", swappiness));
+        }
+        if let Some(disabled) = memory.disable_oom_killer() {
+            writes.push(write("memory.disableOOMKiller", "memory", "memory.oom_control", u8::from(disabled)));
+        }
     }
     if let Some(cpu) = resources.cpu() {
         if let Some(shares) = cpu.shares().filter(|shares| *shares != 0) {
@@ -124,6 +131,12 @@ fn v1(resources: &LinuxResources) -> Vec<LimitWrite> {
         }
         if let Some(quota) = cpu.quota().filter(|quota| *quota != 0) {
             writes.push(write("cpu.quota", "cpu", "cpu.cfs_quota_us", quota));
+        }
+        if let Some(period) = cpu.realtime_period().filter(|period| *period != 0) {
+            writes.push(write("cpu.realtimePeriod", "cpu", "cpu.rt_period_us", period));
+        }
+        if let Some(runtime) = cpu.realtime_runtime().filter(|runtime| *runtime != 0) {
+            writes.push(write("cpu.realtimeRuntime", "cpu", "cpu.rt_runtime_us", runtime));
         }
         if let Some(cpus) = cpu.cpus().as_ref().filter(|cpus| !cpus.is_empty()) {
             writes.push(write("cpu.cpus", "cpuset", "cpuset.cpus", cpus));

@@ -2,7 +2,7 @@
 //! that the first process of a container parses nothing.
 //!
 //! * this file: the plan as a whole, and the namespaces
-//! * [`process`]: the command and its credentials
+//! * [`process`]: the command and its credentials; [`scheduling`]: its scheduler, I/O priority and memory policy
 //! * [`mounts`]: mounts, /dev, paths
 //! * [`hooks`]: programs that run at points of a container's life
 //! * [`mod@explain`]: describes a failure of the first process with the plan's object that it is about
@@ -11,6 +11,7 @@ mod explain;
 mod hooks;
 mod mounts;
 mod process;
+mod scheduling;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -189,6 +190,9 @@ pub fn compile_container(spec: &Spec, context: &PlanInput<'_>) -> Result<Contain
     let list = |field: &'static str, paths: &Option<Vec<String>>| -> Result<Vec<String>> {
         paths.iter().flatten().map(|path| text(field, path)).collect()
     };
+    let memory_policy = linux.memory_policy().as_ref().map(scheduling::memory_policy).transpose()?;
+    let mut process = process::compile_process(process)?;
+    process.scheduling.memory_policy = memory_policy;
     Ok(ContainerPlan {
         pid: namespaces.pid(context)?,
         userns: namespaces.users()?,
@@ -214,7 +218,7 @@ pub fn compile_container(spec: &Spec, context: &PlanInput<'_>) -> Result<Contain
         sysctls: sysctls(linux)?,
         hostname: spec.hostname().as_deref().map(|name| text("hostname", name)).transpose()?,
         mount_label: context.mount_label.as_deref().map(|label| text("mountLabel", label)).transpose()?,
-        process: process::compile_process(process)?,
+        process,
         stdio: context.stdio.clone(),
     })
 }

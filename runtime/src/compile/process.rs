@@ -2,8 +2,8 @@
 
 use oci_spec::runtime::{Box, Capabilities, LinuxCapabilities, PosixRlimit, PosixRlimitType, Process};
 
-use super::{CompileError, Result, invalid, path_text, text};
-use crate::plan::{CapabilityMasks, ProcessPlan, Rlimit};
+use super::{CompileError, Result, invalid, path_text, scheduling, text};
+use crate::plan::{CapabilityMasks, ProcessPlan, Rlimit, SchedulingPlan};
 
 /// The capabilities in the order of their numbers (linux/capability.h).
 const CAPABILITIES: [&str; 41] = [
@@ -83,6 +83,11 @@ pub fn compile_process(process: &Process) -> Result<ProcessPlan> {
         seccomp: None,
         apparmor: label("process.apparmorProfile", process.apparmor_profile())?,
         selinux: label("process.selinuxLabel", process.selinux_label())?,
+        scheduling: SchedulingPlan {
+            scheduler: process.scheduler().as_ref().map(scheduling::scheduler).transpose()?,
+            io_priority: process.io_priority().as_ref().map(scheduling::io_priority).transpose()?,
+            memory_policy: None,
+        },
         terminal_size: process.console_size().filter(|_| process.terminal() == Some(true)).map(terminal_size),
     })
 }

@@ -9,9 +9,9 @@ use rustix::io::Errno;
 use super::masks::NULL;
 use super::{At, StepResult};
 use crate::path::Root;
-use crate::plan::{CapabilityMasks, ProcessPlan, Rlimit, UserNamespace};
+use crate::plan::{CapabilityMasks, ProcessPlan, Rlimit, SchedulingPlan, UserNamespace};
 use crate::procfs::Proc;
-use crate::sys::{self, Context, pty, security};
+use crate::sys::{self, Context, pty, scheduling, security};
 use crate::wire::Step;
 
 /// `DEVPTS_SUPER_MAGIC` (statfs(2)).
@@ -143,6 +143,7 @@ fn set_limits(plan: &ProcessPlan, proc: &Proc) -> StepResult<()> {
     if let Some(score) = plan.oom_score_adj {
         proc.write("self/oom_score_adj", &score.to_string()).at(Step::OomScore)?;
     }
+    set_scheduling(&plan.scheduling)?;
     for (index, limit) in plan.rlimits.iter().enumerate() {
         let set = match limit.resource {
             // The process that will be cloned counts as well. It sets the limit itself; lowering it needs no
@@ -153,6 +154,19 @@ fn set_limits(plan: &ProcessPlan, proc: &Proc) -> StepResult<()> {
         set.at_index(Step::Rlimit, index)?;
     }
     Ok(())
+}
+
+fn set_scheduling(plan: &SchedulingPlan) -> StepResult<()> {
+    if let Some(scheduler) = &plan.scheduler {
+        scheduling::set_scheduler(scheduler).at(Step::Scheduling)?;
+    }
+    if let Some(priority) = plan.io_priority {
+        scheduling::set_io_priority(priority).at(Step::Scheduling)?;
+    }
+    match &plan.memory_policy {
+        Some(policy) => scheduling::set_memory_policy(policy).at(Step::Scheduling),
+        None => Ok(()),
+    }
 }
 
 /// Returns the limit on the user's processes, which is set last.

@@ -19,6 +19,7 @@ pub mod program;
 pub mod pty;
 #[cfg(feature = "daemon")]
 pub mod quota;
+pub mod scheduling;
 pub mod security;
 pub mod socket;
 pub mod spawn;

@@ -31,11 +31,11 @@ pub mod transport;
 
 use serde::{Deserialize, Serialize};
 
-use crate::plan::{ContainerPlan, ExecPlan, FdSlot, HookKind, Hooks, SandboxPlan};
+use crate::plan::{ContainerPlan, ExecPlan, FdSlot, HookKind, Hooks, SandboxPlan, SchedulingPlan};
 
 /// The version of these messages. Version 2 added [`Call::Attach`] and [`Call::Resize`], version 3 hooks other than
-/// `createContainer` and [`Event::PoststopFailed`].
-pub const PROTOCOL: u32 = 3;
+/// `createContainer` and [`Event::PoststopFailed`], version 4 the scheduling of processes.
+pub const PROTOCOL: u32 = 4;
 
 /// The version of the messages that added [`Event::PoststopFailed`].
 pub const POSTSTOP_EVENT: u32 = 3;
@@ -178,6 +178,7 @@ impl Call {
     #[must_use]
     pub fn since(&self) -> u32 {
         match self {
+            Self::Create { plan, .. } if plan.process.scheduling != SchedulingPlan::default() => 4,
             Self::Create { plan, .. } if plan.hooks.as_ref().is_some_and(has_new_hooks) => 3,
             Self::Attach { .. } | Self::Resize { .. } => 2,
             _ => 1,
@@ -397,6 +398,8 @@ steps! {
     PodProc = 35, "open the procfs of the shared PID namespace";
     /// Joining the session keyring.
     Keyring = 36, "join the session keyring";
+    /// Setting the scheduler, the I/O priority or the memory policy.
+    Scheduling = 37, "set the scheduling";
     /// The process ended without a report.
     Vanished = 32, "the first process ended before exec";
 }

@@ -102,12 +102,17 @@ impl Berth {
         let data = disk.as_ref().map_or(folder.path(), |disk| disk.folder()).display();
         // The credentials of this machine must not have an effect.
         let auth = if more.contains("auth_file") { "" } else { "auth_file = []\n" };
+        // Each daemon has its own NRI socket, and does not start the plugins of this machine.
+        let nri = match more.contains("[nri]") {
+            true => String::new(),
+            false => format!("[nri]\nsocket_path = \"{path}/run/nri.sock\"\nplugin_path = \"{path}/nri\"\n"),
+        };
         let config = format!(
             "socket = \"{path}/run/berth.sock\"\nroot = \"{data}/root\"\nstate = \"{path}/run\"\n\
              cni_conf_dir = \"{path}/net.d\"\ncni_bin_dirs = [\"{path}/bin\"]\ncni_data_dir = \"{data}/addresses\"\ncerts_dir = \"{path}/certs.d\"\n\
              registries_conf = \"{path}/registries.conf\"\nsignature_policy = \"{path}/policy.json\"\n\
              log_level = \"debug\"\n{auth}{more}\n\
-             [network]\nbridge = \"testbr0\"\nsubnets = [\"10.77.0.0/24\", \"fd77::/64\"]\n"
+             {nri}[network]\nbridge = \"testbr0\"\nsubnets = [\"10.77.0.0/24\", \"fd77::/64\"]\n"
         );
         fs::write(folder.path().join("config.toml"), config).unwrap();
         fs::create_dir(folder.path().join("net.d")).unwrap();
