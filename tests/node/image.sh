@@ -70,7 +70,7 @@ number=0
 for module in virtio_pci virtio_blk ext4; do
     for file in $(modprobe -d "$root" -S "$release" --show-depends "$module" | sed -n 's/^insmod \([^ ]*\).*/\1/p'); do
         name=$(basename "$file")
-        ls "$small/modules" | grep -q -- "-${name%.xz}$" && continue
+        compgen -G "$small/modules/*-${name%.xz}" >/dev/null && continue
         number=$((number + 1))
         case $file in
         *.xz) xz -dc "$file" >"$small/modules/$(printf %03d $number)-${name%.xz}" ;;
