@@ -203,7 +203,7 @@ async fn a_plugin_learns_of_each_container_once() {
         }
         expected.push(berth.run(&pod, sleeper("after")).await);
         let (pods, mut known) = synchronized(&late);
-        assert_eq!(pods, [pod.clone()]);
+        assert_eq!(pods, std::slice::from_ref(&pod));
         known.extend(created(&late));
         known.sort();
         expected.sort();
