@@ -1,7 +1,7 @@
 //! A container: its first process, its streams, its hooks and its exit.
 //!
 //! * [`create`]: clones the first process
-//! * [`state`]: the states, and what a daemon sees of them
+//! * [`mod@state`]: the states, and what a daemon sees of them
 //! * [`start`]: the reports of the first process, until its command runs or it has failed
 //! * [`hook_steps`]: what follows the hooks of each kind
 //! * [`copy`]: copies output to the log and to clients
