@@ -82,6 +82,7 @@ mod tests {
     fn every_setting_has_its_key_and_every_key_its_setting() {
         let mut config = Config {
             metrics_address: Some(MetricsAddress::Tcp(([127, 0, 0, 1], 1).into())),
+            criu_path: Some("/usr/sbin/criu".into()),
             import_dir: Some("/import".into()),
             cni_conf_template: Some("/template".into()),
             stream_certificate: Some("/tls/certificate".into()),

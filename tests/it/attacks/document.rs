@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 const DOCUMENT: &str = include_str!("../../../docs/security.md");
 
 /// The sources of the tests that the document names, by the word before `::`.
-const SOURCES: [(&str, &str); 26] = [
+const SOURCES: [(&str, &str); 27] = [
     ("attacks", include_str!("exchange.rs")),
     ("attacks", include_str!("exhaustion.rs")),
     ("attacks", include_str!("identity.rs")),
@@ -16,6 +16,7 @@ const SOURCES: [(&str, &str); 26] = [
     ("attacks", include_str!("requests.rs")),
     ("attacks", include_str!("root.rs")),
     ("attacks", include_str!("sockets.rs")),
+    ("checkpoint", include_str!("../checkpoint.rs")),
     ("containers", include_str!("../containers.rs")),
     ("image_volumes", include_str!("../image_volumes.rs")),
     ("logs", include_str!("../logs.rs")),
