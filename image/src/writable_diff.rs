@@ -60,7 +60,7 @@ impl WritableDiff {
     /// A file cannot be read, or the archive cannot be written.
     pub fn write(&self, out: impl Write) -> Result<Vec<String>, Error> {
         let mut walk =
-            Walk { diff: self, out: Builder::new(out), links: HashMap::new(), removed: Vec::new() };
+            UpperWalk { diff: self, out: Builder::new(out), links: HashMap::new(), removed: Vec::new() };
         let mut folders = vec![PathBuf::new()];
         while let Some(folder) = folders.pop() {
             walk.folder(&folder, &mut folders)?;
@@ -72,7 +72,7 @@ impl WritableDiff {
     }
 }
 
-struct Walk<'a, W: Write> {
+struct UpperWalk<'a, W: Write> {
     diff: &'a WritableDiff,
     out: Builder<W>,
     /// Files with several names that are already in the archive, by device and inode.
@@ -80,7 +80,7 @@ struct Walk<'a, W: Write> {
     removed: Vec<String>,
 }
 
-impl<W: Write> Walk<'_, W> {
+impl<W: Write> UpperWalk<'_, W> {
     /// Adds the content of a folder. Its folders are added to `folders`.
     fn folder(&mut self, folder: &Path, folders: &mut Vec<PathBuf>) -> Result<(), Error> {
         let path = self.diff.upper.join(folder);
