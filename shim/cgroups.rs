@@ -1,10 +1,11 @@
 //! The cgroups of pods and containers: their names, their creation with the configured driver, and their end.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
 use berth_proto::v1::CgroupDriver;
-use berth_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, Mark, OomWatcher};
+use berth_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies, JoinFds, Mark, OomWatcher};
 use berth_runtime::client::{Placeholder, Programs};
 use oci_spec::runtime::LinuxResources;
 
@@ -16,10 +17,37 @@ use crate::systemd::{self, Systemd};
 /// one.
 const DEFAULT_PARENT: &str = "/berth";
 
+/// Creates and removes cgroups.
+pub trait CgroupManager: fmt::Debug + Send + Sync {
+    /// Creates a cgroup, or sets the limits of an existing one. Returns the descriptors that a process needs to join it.
+    ///
+    /// # Errors
+    /// The kernel refuses the cgroup or a limit.
+    fn create(&self, path: &CgroupPath, resources: &LinuxResources) -> Result<JoinFds, CriError>;
+
+    /// Kills all processes in a cgroup and removes it. One that does not exist is a success.
+    ///
+    /// # Errors
+    /// It cannot be emptied or removed.
+    fn release(&self, path: &CgroupPath) -> Result<(), CriError>;
+}
+
+impl CgroupManager for Hierarchies {
+    fn create(&self, path: &CgroupPath, resources: &LinuxResources) -> Result<JoinFds, CriError> {
+        Ok(Cgroup::create(self, path, resources)?.join()?)
+    }
+
+    fn release(&self, path: &CgroupPath) -> Result<(), CriError> {
+        Ok(Cgroup::open(self, path).release()?)
+    }
+}
+
 /// The cgroups of this host. Clones share them.
 #[derive(Clone, Debug)]
 pub struct Cgroups {
     hierarchies: Arc<Hierarchies>,
+    /// The hierarchies themselves; a fake in unit tests.
+    manager: Arc<dyn CgroupManager>,
     /// With the driver `systemd`, systemd creates the cgroups as scopes.
     scopes: Option<Arc<Scopes>>,
     /// Watches the cgroups of containers.
@@ -45,9 +73,11 @@ impl Cgroups {
         let scopes = || Arc::new(Scopes { systemd: Systemd::default(), programs: programs.clone() });
         let oom_watcher = OomWatcher::new(&hierarchies)
             .map_err(|error| CriError::internal("watch cgroups for OOM kills", error))?;
+        let hierarchies = Arc::new(hierarchies.with_mark(mark));
         Ok(Self {
             oom_watcher: Arc::new(oom_watcher),
-            hierarchies: Arc::new(hierarchies.with_mark(mark)),
+            manager: hierarchies.clone(),
+            hierarchies,
             scopes: (driver == CgroupDriver::Systemd).then(scopes),
         })
     }
@@ -84,12 +114,18 @@ impl Cgroups {
         Ok(self.at(&CgroupPath::from_recorded(path)?))
     }
 
+    /// Manages cgroups with another manager.
+    #[cfg(test)]
+    pub(crate) fn managed_by(self, manager: impl CgroupManager + 'static) -> Self {
+        Self { manager: Arc::new(manager), ..self }
+    }
+
     /// Creates a cgroup, or sets the limits of the one that systemd has created.
     ///
     /// # Errors
     /// The kernel refuses the cgroup or a limit.
-    pub fn create(&self, path: &CgroupPath, resources: &LinuxResources) -> Result<Cgroup, CriError> {
-        Ok(Cgroup::create(&self.hierarchies, path, resources)?)
+    pub fn create(&self, path: &CgroupPath, resources: &LinuxResources) -> Result<JoinFds, CriError> {
+        self.manager.create(path, resources)
     }
 
     /// Returns the cgroup of a pod below the requested parent: a path, or a scope in a slice for the systemd driver.
@@ -197,7 +233,7 @@ impl Cgroups {
     /// It cannot be emptied or removed.
     pub async fn release(&self, recorded: String) -> Result<(), CriError> {
         let cgroups = self.clone();
-        blocking(move || Ok::<_, CriError>(cgroups.recorded(&recorded)?.release()?)).await
+        blocking(move || cgroups.manager.release(&CgroupPath::from_recorded(&recorded)?)).await
     }
 
     /// Kills and removes the cgroups of an object without a record, wherever they are: the name of a cgroup contains

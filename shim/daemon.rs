@@ -14,6 +14,7 @@ use crate::error::CriError;
 use crate::host::HostFacts;
 use crate::images;
 use crate::instruments::Instruments;
+use crate::keeper::KeeperLauncher;
 use crate::network::PodNetwork;
 use crate::pods::Pods;
 use crate::session_url::SessionUrls;
@@ -33,8 +34,8 @@ pub struct Daemon {
     pub cgroups: Cgroups,
     /// Facts about this host and this process.
     pub host: HostFacts,
-    /// The programs of the keeper and the pause, in sealed memory files.
-    pub programs: Arc<Programs>,
+    /// Starts the keepers of pods.
+    pub keepers: Arc<dyn KeeperLauncher>,
     /// Compiled seccomp profiles.
     pub filters: Arc<Cache>,
     /// The streaming sessions: those that wait for their client, and the address that serves them.
@@ -61,7 +62,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         network,
         cgroups: Cgroups::detect(config.cgroup_driver(), &programs, &config.root)?,
         host: HostFacts::detect()?,
-        programs,
+        keepers: programs,
         filters: Arc::default(),
         sessions: Arc::default(),
         config,

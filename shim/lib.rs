@@ -32,6 +32,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod container;
+#[cfg(test)]
+mod creation_tests;
 pub mod daemon;
 pub mod demo;
 pub mod descriptors;
@@ -40,6 +42,8 @@ pub mod error;
 pub mod event;
 pub mod exec;
 pub mod exposition;
+#[cfg(test)]
+mod fakes;
 pub mod fsck;
 pub mod hook_folders;
 pub mod host;

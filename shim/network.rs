@@ -1,6 +1,7 @@
 //! The network of the pods, and the lock that separates attachments from the removal of those without a pod.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -10,11 +11,42 @@ use crate::config::Config;
 use crate::error::CriError;
 use crate::store::{PodState, Store};
 
+/// Attaches pods to a network and detaches them.
+#[tonic::async_trait]
+pub trait NetworkAttacher: fmt::Debug + Send + Sync {
+    /// Attaches a pod, then sets the sysctls of its interfaces.
+    ///
+    /// # Errors
+    /// A plugin fails, or the kernel refuses a sysctl. The caller detaches the pod then.
+    async fn attach(&self, pod: PodAttach<'_>, sysctls: Vec<(String, String)>) -> Result<(), CriError>;
+
+    /// Detaches a pod. One that is not attached is a success.
+    ///
+    /// # Errors
+    /// A plugin fails, or an address cannot be released.
+    async fn detach(&self, pod: &str, netns: Option<BorrowedFd<'_>>) -> Result<(), berth_cni::Error>;
+}
+
+#[tonic::async_trait]
+impl NetworkAttacher for Network {
+    async fn attach(&self, pod: PodAttach<'_>, sysctls: Vec<(String, String)>) -> Result<(), CriError> {
+        let netns = pod.netns;
+        self.add(pod).await?;
+        Ok(sysctls::set(netns, sysctls).await?)
+    }
+
+    async fn detach(&self, pod: &str, netns: Option<BorrowedFd<'_>>) -> Result<(), berth_cni::Error> {
+        self.del(pod, netns).await
+    }
+}
+
 /// The network of the pods.
 #[derive(Debug)]
 pub struct PodNetwork {
     /// Attachments, addresses and the state of the configuration.
     pub network: Network,
+    /// The network itself; a fake in unit tests.
+    attacher: Box<dyn NetworkAttacher>,
     /// Shared while a pod is attached to the network; exclusive while attachments without a pod are removed.
     attaching: tokio::sync::RwLock<()>,
 }
@@ -26,26 +58,31 @@ impl PodNetwork {
     /// A folder cannot be created, or a record cannot be read.
     pub fn open(config: &Config, observer: Arc<dyn PluginObserver>) -> Result<Self, CriError> {
         let network = Network::open(berth_cni::Options { observer: Some(observer), ..options(config) })?;
-        Ok(Self { network, attaching: tokio::sync::RwLock::default() })
+        let attacher = Box::new(network.clone());
+        Ok(Self { network, attacher, attaching: tokio::sync::RwLock::default() })
+    }
+
+    /// Attaches pods with another attacher.
+    #[cfg(test)]
+    pub(crate) fn attached_by(self, attacher: impl NetworkAttacher + 'static) -> Self {
+        Self { attacher: Box::new(attacher), ..self }
     }
 
     /// Attaches a pod, then sets the sysctls of its interfaces.
     ///
     /// # Errors
-    /// A plugin fails, or the kernel refuses a sysctl. The caller detaches the pod then.
+    /// As [`NetworkAttacher::attach`].
     pub async fn attach(&self, pod: PodAttach<'_>, sysctls: Vec<(String, String)>) -> Result<(), CriError> {
-        let netns = pod.netns;
         let _attaching = self.attaching.read().await;
-        self.network.add(pod).await?;
-        Ok(sysctls::set(netns, sysctls).await?)
+        self.attacher.attach(pod, sysctls).await
     }
 
     /// Detaches a pod. One that is not attached is a success.
     ///
     /// # Errors
-    /// A plugin fails, or an address cannot be released.
+    /// As [`NetworkAttacher::detach`].
     pub async fn detach(&self, pod: &str, netns: Option<BorrowedFd<'_>>) -> Result<(), berth_cni::Error> {
-        self.network.del(pod, netns).await
+        self.attacher.detach(pod, netns).await
     }
 
     /// Frees the resources that belong to no pod of the store, and keeps the network in repair from now on.

@@ -90,26 +90,21 @@ pub fn build(
         &host,
         &daemon.cgroups.spec_path(cgroup.clone(), container.id.as_str())?,
     )?;
-    let limits = limits_of(&config, &spec);
-    container.intend(|record| {
-        record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
-        record.resources = Some(limits.clone());
-    })?;
+    record_user_and_limits(container, &user, &limits_of(&config, &spec))?;
     confine(&daemon.host.apparmor, &config, labels.as_ref(), &mut spec)?;
     let cdi_devices = cdi::requested(&config)?;
     let mut device_sources = devices::sources(&config)?;
     device_sources.extend(cdi::inject(&mut spec, &cdi_devices, &daemon.config.cdi_spec_dirs)?);
     inject_hooks(&daemon.config.hooks_dirs, pod, &config, &mut spec)?;
-    let linux = spec.linux().as_ref();
-    let resources = linux.and_then(|linux| linux.resources().clone()).unwrap_or_default();
-    let profile = linux.and_then(|linux| linux.seccomp().as_ref());
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().clone()).unwrap_or_default();
+    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(|profile| daemon.filters.filter(profile)).transpose()?;
     let CachedSpec { spec, filter } = container.spec.keep(spec, filter)?;
     let cgroup = daemon.cgroups.create(&CgroupPath::from_recorded(&cgroup)?, &resources)?;
 
     let mut descriptors = FdList::default();
     let rootfs = descriptors.push(rootfs);
-    let cgroup = descriptors.push_cgroup(cgroup.join()?);
+    let cgroup = descriptors.push_cgroup(cgroup);
     let trees = image_volumes(&config, layer, &mut descriptors, userns, label)?;
     make_root_for_hooks(&spec, container)?;
     let context = PlanInput {
@@ -118,14 +113,7 @@ pub fn build(
         pid_target: pid_target(&daemon.pods.store, pod, &config)?,
         pod: PodNamespaces { pause_pid },
         hierarchies: daemon.cgroups.hierarchies(),
-        stdio: StdioPlan {
-            stdin: config.stdin,
-            stdin_once: config.stdin_once,
-            tty: config.tty,
-            // The log is on a disk that the client names. It is opened last, when no other step waits.
-            log_path: None,
-            log: None,
-        },
+        stdio: stdio_of(&config),
         rootfs,
         cgroup,
         directories: volumes(layer),
@@ -139,6 +127,31 @@ pub fn build(
     let mut plan = compile::compile_container(&spec, &context)?;
     plan.process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
     Ok(Assembled { plan, descriptors: descriptors.into_owned() })
+}
+
+/// Returns the standard streams, without a log: the log is on a disk that the client names. It is opened last, when no
+/// other step waits.
+fn stdio_of(config: &ContainerConfig) -> StdioPlan {
+    StdioPlan {
+        stdin: config.stdin,
+        stdin_once: config.stdin_once,
+        tty: config.tty,
+        log_path: None,
+        log: None,
+    }
+}
+
+/// Records the user and the limits of a container, for the status.
+fn record_user_and_limits(
+    container: &Container,
+    user: &User,
+    limits: &LinuxContainerResources,
+) -> Result<(), CriError> {
+    container.intend(|record| {
+        record.user = RecordedUser { uid: user.uid, gid: user.gid, groups: user.groups.clone() };
+        record.resources = Some(limits.clone());
+    })?;
+    Ok(())
 }
 
 /// Returns the limits in effect, for the status.

@@ -6,12 +6,13 @@
 //! does not answer in time, the error describes what its process is doing.
 //!
 //! * [`driver`]: the task that owns the connection
-//! * `fake`: a keeper in a thread, for unit tests
+//! * [`launch`]: starts keepers; `fake`: a keeper in a thread, for unit tests
 //! * this file: the calls
 
 mod driver;
 #[cfg(test)]
 pub(crate) mod fake;
+mod launch;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -28,6 +29,7 @@ use tracing::{Instrument, Span};
 
 pub(crate) use driver::wait_for_end;
 use driver::{Driver, QueuedCall};
+pub use launch::KeeperLauncher;
 
 use crate::error::{CriError, subsystem};
 use crate::traces;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use berth_cni::{PodAttach, sysctls};
 use berth_proto::admin::{NodeEvent, NodeEventKind};
 use berth_proto::v1::{NamespaceMode, PodSandboxConfig};
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_runtime::cgroup::{CgroupPath, JoinFds};
 use berth_runtime::client::Placeholder;
 use berth_runtime::compile::FdList;
 use berth_runtime::plan::{CgroupJoin, NamespaceSource, PodFile, SandboxPlan};
@@ -133,7 +133,7 @@ impl PodBuilder {
         self.progress.step("keeper");
         let link = self.start_keeper(&pod).await?;
         self.progress.step("pause");
-        let pause = self.start_pause(&pod, files, &link, &cgroup).await?;
+        let pause = self.start_pause(&pod, files, &link, cgroup).await?;
         systemd::release(placeholder).await;
         let pause_pid = pause.pid;
         pod.set_netns(Some(pause.netns));
@@ -204,7 +204,7 @@ impl PodBuilder {
         host_files::create_log_folder_by(&self.config.log_directory, create).await
     }
 
-    async fn make_cgroup(&mut self, path: CgroupPath) -> Result<(Cgroup, Option<Placeholder>), CriError> {
+    async fn make_cgroup(&mut self, path: CgroupPath) -> Result<(JoinFds, Option<Placeholder>), CriError> {
         let (cgroups, gone) = (self.daemon.cgroups.clone(), path.to_string());
         self.undo.push("remove the cgroup", async move {
             cgroups.release(gone).await.map_err(|error| error.to_string())
@@ -216,10 +216,10 @@ impl PodBuilder {
     }
 
     async fn start_keeper(&mut self, pod: &Arc<Pod>) -> Result<KeeperClient, CriError> {
-        let (programs, id) = (self.daemon.programs.clone(), self.id.clone());
+        let (keepers, id) = (self.daemon.keepers.clone(), self.id.clone());
         let folder = self.daemon.pods.folders.pod_state(&self.id);
         let place = folder.clone();
-        let keeper = blocking(move || berth_runtime::client::spawn(&programs, id.as_str(), &folder)).await?;
+        let keeper = blocking(move || keepers.launch(&id, &folder)).await?;
         let (link, news) =
             KeeperClient::start(keeper.connection, keeper.process, place).map_err(CriError::from)?;
         let stopping = link.clone();
@@ -235,13 +235,12 @@ impl PodBuilder {
         pod: &Pod,
         files: Vec<PodFile>,
         link: &KeeperClient,
-        cgroup: &Cgroup,
+        cgroup: JoinFds,
     ) -> Result<Pause, CriError> {
         let mut descriptors = FdList::default();
-        let join = cgroup.join().map_err(CriError::from)?;
         let selinux = pod.with(|record| record.selinux.clone());
         let shm_size = self.daemon.config.shm_size.bytes();
-        let cgroup = descriptors.push_cgroup(join);
+        let cgroup = descriptors.push_cgroup(cgroup);
         let mut plan = sandbox_plan(&self.config, &self.daemon.host, shm_size, cgroup, selinux)?;
         let filter = self.daemon.filters.filter(&pause_profile())?;
         plan.files = files;

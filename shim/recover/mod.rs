@@ -15,6 +15,8 @@
 
 mod containers;
 mod pods;
+#[cfg(test)]
+mod tests;
 
 use std::time::{Duration, Instant};
 

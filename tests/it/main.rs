@@ -25,6 +25,7 @@ mod cri_fields;
 mod daemon_log;
 mod daemon_parts;
 mod demo;
+mod doc_paths;
 mod events;
 mod fsck;
 mod hooks;
