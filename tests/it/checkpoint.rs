@@ -175,7 +175,7 @@ async fn containers_of_every_kind_can_be_checkpointed() {
     std::os::unix::fs::chown(&volume, Some(200_000), Some(200_000)).unwrap();
     let host_path = volume.display().to_string();
     let ids = IdMapping { host_id: 200_000, container_id: 0, length: 65_536 };
-    let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: vec![ids.clone()], gids: vec![ids] };
+    let users = UserNamespace { mode: NamespaceMode::Pod.into(), uids: vec![ids], gids: vec![ids] };
     for userns in [None, Some(users)] {
         let name = if userns.is_some() { "user" } else { "root" };
         let mut config = berth.pod_config(name);
