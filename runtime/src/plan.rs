@@ -414,7 +414,7 @@ pub struct ProcessPlan {
 /// How the kernel schedules a process and where it allocates its memory. The parent's values apply to those that are absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SchedulingPlan {
-    /// The scheduler.
+    /// The scheduling policy with its parameters (sched_setattr(2)).
     pub scheduler: Option<SchedulerPlan>,
     /// The I/O priority: the class in bits 13 to 15, the priority below (ioprio_set(2)).
     pub io_priority: Option<u16>,

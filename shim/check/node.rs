@@ -54,7 +54,7 @@ struct Sysctl {
     before: &'static str,
 }
 
-/// CRIU is optional, so that there is no command to install it: `--strict` accepts a node without it.
+/// CRIU is optional: `--strict` accepts a node without it, and no command is shown that would install it.
 fn checkpoints(criu_path: Option<&Path>) -> HostFeature {
     let report = criu::report(criu_path, super::files::kernel_version());
     let found = match (report.program, report.version) {

@@ -21,9 +21,9 @@ pub enum MergeError {
     /// A plugin updates the container that is being created.
     #[error("NRI plugin {plugin:?} updates container {container} while it is being created")]
     UpdateOfNew {
-        /// The plugin.
+        /// The name of the plugin that sent the update.
         plugin: String,
-        /// The container.
+        /// The id of the new container.
         container: String,
     },
 }

@@ -33,7 +33,7 @@ pub enum Rejection {
     Annotation {
         /// The key.
         key: String,
-        /// The reason.
+        /// How the value breaks the format.
         why: String,
     },
 }

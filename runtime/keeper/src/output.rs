@@ -57,7 +57,7 @@ impl Outputs {
         self.streams.each_ref().map(Option::is_some)
     }
 
-    /// The log.
+    /// The log that the streams are written to.
     pub(crate) fn log(&self) -> &Log {
         &self.log
     }

@@ -56,9 +56,9 @@ pub enum NriError {
     /// A plugin rejected it.
     #[error("NRI plugin {plugin} failed: {error}")]
     Plugin {
-        /// The plugin.
+        /// The name and index of the plugin that was called.
         plugin: PluginName,
-        /// Its error.
+        /// Its answer, or why there is none.
         error: PluginError,
     },
     /// The changes of the plugins cannot be merged.
@@ -73,9 +73,9 @@ pub enum NriError {
     /// A validator plugin rejected it.
     #[error("NRI validator {plugin} rejected the container: {reason}")]
     Invalid {
-        /// The validator.
+        /// The name and index of the plugin that validates.
         plugin: PluginName,
-        /// Its reason.
+        /// The text that the plugin sent.
         reason: String,
     },
     /// A plugin has connected during the creation and was not notified of it.
@@ -373,9 +373,9 @@ type Evictions = Vec<ContainerEviction>;
 /// An update that could not be applied.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FailedUpdate {
-    /// The update.
+    /// The limits that a plugin requested, and for which container.
     pub update: ContainerUpdate,
-    /// The reason.
+    /// The message of the operation that failed.
     pub error: String,
 }
 
