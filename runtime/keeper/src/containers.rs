@@ -17,7 +17,8 @@ use crate::services::Services;
 /// The containers, by id.
 #[derive(Debug, Default)]
 pub(crate) struct Containers {
-    entries: BTreeMap<String, Container>,
+    /// Boxed: a node of the map has room for eleven entries.
+    entries: BTreeMap<String, Box<Container>>,
     /// The number of the next log.
     next_log: u32,
 }
@@ -59,14 +60,14 @@ impl Containers {
         let new = NewContainer { id: id.clone(), folder, plan, descriptors, joined, log, origin };
         let container = Container::create(new, services)?;
         self.next_log = log.wrapping_add(1);
-        self.entries.insert(id, container);
+        self.entries.insert(id, Box::new(container));
         Ok(())
     }
 
     /// # Errors
     /// There is no such container.
     pub(crate) fn find(&mut self, id: &str) -> Result<&mut Container, Failure> {
-        self.entries.get_mut(id).ok_or_else(|| not_found(&format!("container {id}")))
+        self.entries.get_mut(id).map(Box::as_mut).ok_or_else(|| not_found(&format!("container {id}")))
     }
 
     /// # Errors
@@ -116,7 +117,7 @@ impl Containers {
 
     /// Removes a container whose `poststop` hooks have ended, if a call waits for this.
     fn answer_removals(&mut self, id: &str, services: &mut Services) {
-        let waiting = self.entries.get_mut(id).map(Container::due_removals).unwrap_or_default();
+        let waiting = self.entries.get_mut(id).map(|container| container.due_removals()).unwrap_or_default();
         if waiting.is_empty() {
             return;
         }
@@ -147,7 +148,7 @@ impl Containers {
 
     /// Returns when the next container that ends has waited long enough for its log.
     pub(crate) fn endings_at(&self) -> Option<Instant> {
-        self.entries.values().filter_map(Container::ending_at).min()
+        self.entries.values().filter_map(|container| container.ending_at()).min()
     }
 
     /// Finds the container whose first process has this pid.
@@ -162,11 +163,11 @@ impl Containers {
     }
 
     pub(crate) fn snapshots(&self) -> Vec<ContainerSnapshot> {
-        self.entries.values().map(Container::snapshot).collect()
+        self.entries.values().map(|container| container.snapshot()).collect()
     }
 
     /// Kills the first processes.
     pub(crate) fn kill_all(&self) {
-        self.entries.values().for_each(Container::kill);
+        self.entries.values().for_each(|container| container.kill());
     }
 }

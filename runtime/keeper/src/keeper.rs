@@ -1,11 +1,12 @@
 //! The keeper's event loop. It waits for events and passes each one to its owner.
 
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys;
-use berth_runtime::sys::process;
+use berth_runtime::sys::{memory, process};
 use berth_runtime::wire::{Call, Event, Failure, Outcome, PROTOCOL, Snapshot};
 use rustix::event::epoll::EventFlags;
 
@@ -31,6 +32,8 @@ pub(crate) struct Keeper {
     pause: Option<Pause>,
     containers: Containers,
     execs: Execs,
+    /// Whether memory of a large call is free.
+    has_free_memory: bool,
     shutting_down: bool,
 }
 
@@ -55,6 +58,7 @@ impl Keeper {
             pause: None,
             containers: Containers::default(),
             execs: Execs::default(),
+            has_free_memory: false,
             shutting_down: false,
         })
     }
@@ -70,6 +74,10 @@ impl Keeper {
                 if let Some((source, flags)) = self.services.watch.source_of(event) {
                     self.on_event(source, flags);
                 }
+            }
+            // Plans are large. Their memory would otherwise stay with the keeper for as long as the pod runs.
+            if mem::take(&mut self.has_free_memory) {
+                memory::trim();
             }
             if until.is_some_and(|until| until <= Instant::now()) {
                 self.containers.continue_endings(&mut self.services);
@@ -120,6 +128,7 @@ impl Keeper {
 
     fn on_call(&mut self, incoming: IncomingCall) {
         let IncomingCall { origin, call, descriptors } = incoming;
+        self.has_free_memory |= matches!(call, Call::Sandbox(_) | Call::Create { .. } | Call::Exec { .. });
         match self.call(origin, call, descriptors) {
             Ok(None) => {}
             Ok(Some(outcome)) => self.services.answer(origin, Ok(outcome)),
