@@ -26,6 +26,7 @@ mod cri_fields;
 mod daemon_log;
 mod daemon_parts;
 mod demo;
+mod diag;
 mod doc_paths;
 mod events;
 mod fsck;

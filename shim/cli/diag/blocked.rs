@@ -1,5 +1,5 @@
-//! Likely causes of a hang of a pod or a container, as sentences: a network plugin, a pull, a process in the kernel, a frozen
-//! cgroup, a keeper that does not run.
+//! Likely causes of a hang of a pod or a container, as sentences: a network plugin, a pull, a mount, a process in the kernel, a
+//! frozen cgroup, a keeper that does not run.
 
 use std::time::Duration;
 
@@ -18,6 +18,8 @@ pub(super) struct Facts<'a> {
     pub(super) processes: &'a [ProcessSummary],
     /// Names of the frozen cgroups.
     pub(super) frozen: &'a [String],
+    /// Mounts that do not answer, with the name of their container.
+    pub(super) mounts: &'a [(String, String)],
     /// Whether the pod needs a keeper and has none.
     pub(super) keeper_ended: bool,
 }
@@ -43,6 +45,8 @@ pub(super) fn causes(facts: &Facts<'_>) -> Vec<String> {
     }));
     causes.extend(facts.pulls.iter().cloned());
     causes.extend(facts.frozen.iter().map(|name| format!("the cgroup of {name} is frozen")));
+    causes
+        .extend(facts.mounts.iter().map(|(of, mount)| format!("the mount {mount} of {of} does not answer")));
     let stuck = facts.processes.iter().filter(|process| matches!(process.state.as_str(), "D" | "T" | "t"));
     causes.extend(stuck.map(|process| {
         format!("process {} ({}) of {}: {}", process.pid, process.command, process.of, doing(process))
@@ -110,6 +114,7 @@ mod tests {
             plugins: &[plugin],
             processes: &processes,
             frozen: &["main".to_owned()],
+            mounts: &[("main".to_owned(), "/data (nfs4 of server:/export)".to_owned())],
             keeper_ended: true,
             ..Facts::default()
         };
@@ -120,6 +125,7 @@ mod tests {
                 "network plugin calico runs ADD for 12s (pid 7, sleeps in hrtimer_nanosleep); it wrote to standard \
                  error: waiting for the datastore",
                 "the cgroup of main is frozen",
+                "the mount /data (nfs4 of server:/export) of main does not answer",
                 "process 8 (cat) of main: waits in the kernel and cannot be interrupted in nfs_wait",
                 "the keeper of the pod has ended",
             ]

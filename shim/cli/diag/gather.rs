@@ -16,7 +16,7 @@ use super::page::{
     KeeperSummary, Log, Member, NetworkSummary, OperationSummary, Page, PluginSummary, ProcessSummary,
 };
 use super::section::{Gathering, PATIENCE, Section, gather};
-use super::{files, processes};
+use super::{files, mounts, processes};
 use crate::cli::format::{between, size, time};
 use crate::cli::logs::tail;
 use crate::cli::node::NodeClient;
@@ -258,12 +258,13 @@ impl Found {
             .collect();
         let mut processes: Vec<ProcessSummary> =
             single.filter_map(|(pid, name)| processes::read(pid, &name)).collect();
-        let (mut frozen, mut missing) = (Vec::new(), Vec::new());
+        let (mut frozen, mut mounts, mut missing) = (Vec::new(), Vec::new(), Vec::new());
         for (name, section) in gathering {
             match section.wait() {
-                Section::Known((seen, found)) => {
-                    processes.extend(found);
-                    frozen.extend(seen.is_frozen.then_some(name));
+                Section::Known(members) => {
+                    processes.extend(members.processes);
+                    mounts.extend(members.unresponsive_mounts.into_iter().map(|mount| (name.clone(), mount)));
+                    frozen.extend(members.usage.is_frozen.then_some(name));
                 }
                 Section::Unknown { reason } => missing.push(format!("{name}: {reason}")),
             }
@@ -277,6 +278,7 @@ impl Found {
             pulls,
             processes: &processes,
             frozen: &frozen,
+            mounts: &mounts,
             keeper_ended,
         });
         let processes = match (processes.is_empty(), missing.is_empty()) {
@@ -288,8 +290,12 @@ impl Found {
     }
 }
 
-/// A cgroup with its processes.
-type Members = (CgroupUsage, Vec<ProcessSummary>);
+/// A cgroup with its processes, and the mounts that these see and that do not answer.
+struct Members {
+    usage: CgroupUsage,
+    processes: Vec<ProcessSummary>,
+    unresponsive_mounts: Vec<String>,
+}
 
 fn of_cgroup(name: &str, path: &str) -> Result<Members, String> {
     let seen = cgroup::read(path)?;
@@ -300,7 +306,8 @@ fn of_cgroup(name: &str, path: &str) -> Result<Members, String> {
         let process = processes::read(pid, name)?;
         Some(ProcessSummary { exec: exec.clone(), ..process })
     }));
-    Ok((seen, found))
+    let unresponsive_mounts = seen.pids.first().copied().map(mounts::unresponsive).unwrap_or_default();
+    Ok(Members { usage: seen, processes: found, unresponsive_mounts })
 }
 
 /// Adds the arguments of processes that answer in time.

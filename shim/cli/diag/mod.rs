@@ -3,7 +3,7 @@
 //! * [`page`]: the data; [`render`]: the page for people
 //! * [`gather`]: collects the data from the daemon, procfs, cgroups and log files; [`members`]: the pod and its
 //!   containers
-//! * [`section`]: parts with a time limit; [`processes`], [`cgroup`], [`files`]: such parts
+//! * [`section`]: parts with a time limit; [`processes`], [`mounts`], [`cgroup`], [`files`]: such parts
 //! * [`blocked`]: what probably blocks
 
 mod blocked;
@@ -11,6 +11,7 @@ mod cgroup;
 mod files;
 pub(super) mod gather;
 mod members;
+mod mounts;
 pub(super) mod page;
 mod processes;
 pub(super) mod render;
