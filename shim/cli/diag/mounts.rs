@@ -50,8 +50,7 @@ pub(super) fn unresponsive(pid: i32) -> Vec<String> {
     asked.into_iter().filter_map(|(mount, asked)| hang(asked.wait()).then(|| describe(&mount))).collect()
 }
 
-/// Reads the state of the filesystem at a path of a process. Only an answer matters, not which one: a mount that is covered by
-/// another one has none of its own.
+/// Waits for the filesystem at a path of a process. Errors are answers, too.
 fn ask(pid: i32, point: &str) -> Result<(), String> {
     let (read, no_mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let Ok(root) = rustix::fs::open(format!("/proc/{pid}/root"), read | OFlags::DIRECTORY, no_mode) else {
