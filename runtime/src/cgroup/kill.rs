@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use super::controllers::freezer;
+use super::interface::Interface;
 use super::{CgroupError, Result};
 
 /// The time limit for killed processes to end. A process in an uninterruptible sleep waits for its disk.
@@ -41,17 +43,17 @@ pub(super) fn kill_v1(folder: &Path) -> Result<()> {
         if processes(folder)?.is_empty() {
             return Ok(());
         }
-        set_frozen(folder, "FROZEN");
+        set_frozen(folder, true);
         let pids = processes(folder);
         let killed: Vec<i32> = pids?.into_iter().filter(|pid| kill(*pid)).collect();
-        set_frozen(folder, "THAWED");
+        set_frozen(folder, false);
         wait_for(&killed, folder, until)?;
     }
 }
 
 /// Freezes or thaws a cgroup. If it no longer exists or has no freezer, its processes are killed without this.
-fn set_frozen(folder: &Path, state: &str) {
-    let _no_freezer = fs::write(folder.join("freezer.state"), state);
+fn set_frozen(folder: &Path, frozen: bool) {
+    let _no_freezer = freezer::request(Interface::V1, folder, frozen);
 }
 
 fn kill(pid: i32) -> bool {

@@ -12,7 +12,7 @@ use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::buffer::spare_capacity;
@@ -152,16 +152,6 @@ impl AsRawFd for OomWatcher {
     }
 }
 
-impl Cgroup {
-    /// Returns the file that counts OOM kills, if there is a memory controller.
-    pub(super) fn oom_file(&self) -> Option<PathBuf> {
-        match self.v2 {
-            true => Some(self.process_folder.join("memory.events")),
-            false => self.folder_of("memory").map(|folder| folder.join("memory.oom_control")),
-        }
-    }
-}
-
 /// Registers an eventfd for the OOM notifications of a cgroup on v1.
 fn register(control: &Path) -> io::Result<OwnedFd> {
     let eventfd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -202,6 +192,7 @@ fn signalled(instance: &OwnedFd) -> Vec<(u64, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use crate::cgroup::interface::Interface;
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -220,7 +211,7 @@ mod tests {
         let cgroup = |path: &Path| {
             fs::create_dir(path).unwrap();
             fs::write(path.join("memory.events"), "oom_kill 0\n").unwrap();
-            Cgroup { process_folder: path.to_owned(), folders: Vec::new(), v2: true }
+            Cgroup { process_folder: path.to_owned(), folders: Vec::new(), interface: Interface::V2 }
         };
         let (first, second) = (cgroup(&one), cgroup(&two));
         let instance = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();

@@ -7,11 +7,11 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 
-use super::{CgroupError, Result};
+use crate::cgroup::{CgroupError, Result};
 use crate::sys::{self, Context};
 
 /// Writes the rules of v1 in order. The last rule that matches a device decides.
-pub(super) fn apply_v1(folder: &Path, resources: &LinuxResources) -> Result<()> {
+pub(in crate::cgroup) fn apply_v1(folder: &Path, resources: &LinuxResources) -> Result<()> {
     for rule in resources.devices().iter().flatten() {
         let path = folder.join(if rule.allow() { "devices.allow" } else { "devices.deny" });
         // "a" alone means all devices. The kernel would reject it with numbers.
@@ -42,7 +42,7 @@ fn rule_line(rule: &LinuxDeviceCgroup) -> String {
 }
 
 /// Compiles the rules to a program and attaches it to a folder of v2.
-pub(super) fn apply_v2(folder: &Path, resources: &LinuxResources) -> Result<()> {
+pub(in crate::cgroup) fn apply_v2(folder: &Path, resources: &LinuxResources) -> Result<()> {
     let Some(rules) = resources.devices().as_ref().filter(|rules| !rules.is_empty()) else { return Ok(()) };
     if rules.last().is_some_and(|rule| rule.allow() && is_all(rule)) {
         return Ok(());

@@ -2,9 +2,9 @@
 //! cgroup-v2.rst).
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
-use super::files::read;
+use crate::cgroup::files::Reader;
+use crate::cgroup::interface::Interface;
 
 /// Reads and writes of a block device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -23,15 +23,16 @@ pub struct DeviceCounters {
     pub writes: u64,
 }
 
-/// Reads the counters of v1.
-pub(super) fn counters_v1(folder: &Path) -> Vec<DeviceCounters> {
-    let text = |file: &str| read(&folder.join(file)).unwrap_or_default();
-    blkio(&text("blkio.throttle.io_service_bytes_recursive"), &text("blkio.throttle.io_serviced_recursive"))
-}
-
-/// Reads the counters of v2.
-pub(super) fn counters_v2(folder: &Path) -> Vec<DeviceCounters> {
-    read(&folder.join("io.stat")).map(|text| io_stat(&text)).unwrap_or_default()
+/// Reads the counters.
+pub(super) fn counters(reader: &Reader<'_>) -> Vec<DeviceCounters> {
+    let blkio_file = |file: &str| reader.text("blkio", file).unwrap_or_default();
+    match reader.interface {
+        Interface::V1 => blkio(
+            &blkio_file("blkio.throttle.io_service_bytes_recursive"),
+            &blkio_file("blkio.throttle.io_serviced_recursive"),
+        ),
+        Interface::V2 => io_stat(&reader.text("io", "io.stat").unwrap_or_default()),
+    }
 }
 
 /// Parses lines such as `8:0 Read 4096` of two files: bytes, and operations.
@@ -82,4 +83,32 @@ fn io_stat(text: &str) -> Vec<DeviceCounters> {
         Some(device)
     };
     text.lines().filter_map(device).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cgroup::files::with_files;
+
+    const DISK: DeviceCounters =
+        DeviceCounters { major: 8, minor: 16, read_bytes: 4096, written_bytes: 8192, reads: 1, writes: 2 };
+
+    #[test]
+    fn counters_of_version_1() {
+        let bytes = "8:16 Read 4096\n8:16 Write 8192\n8:16 Total 1\nTotal 1\n";
+        let files = [
+            ("blkio.throttle.io_service_bytes_recursive", bytes),
+            ("blkio.throttle.io_serviced_recursive", "8:16 Read 1\n8:16 Write 2\nTotal 3\n"),
+        ];
+        with_files(Interface::V1, &files, |reader| assert_eq!(counters(reader), [DISK]));
+        with_files(Interface::V1, &[], |reader| assert_eq!(counters(reader), []));
+    }
+
+    #[test]
+    fn counters_of_version_2() {
+        let files = [("io.stat", "8:16 rbytes=4096 wbytes=8192 rios=1 wios=2 dbytes=0 dios=0\n7:0\n")];
+        let unused = DeviceCounters { major: 7, ..DeviceCounters::default() };
+        with_files(Interface::V2, &files, |reader| assert_eq!(counters(reader), [DISK, unused]));
+        with_files(Interface::V2, &[], |reader| assert_eq!(counters(reader), []));
+    }
 }

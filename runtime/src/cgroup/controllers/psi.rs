@@ -1,9 +1,16 @@
 //! Pressure stall information of v2, for processors, memory and I/O (Documentation/accounting/psi.rst). Version 1 has
 //! none.
 
-use std::path::Path;
+use crate::cgroup::files::Reader;
+use crate::cgroup::interface::Interface;
 
-use super::files::read;
+/// A resource that tasks can wait for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Resource {
+    Cpu,
+    Memory,
+    Io,
+}
 
 /// Time in which tasks waited (Documentation/accounting/psi.rst).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -27,9 +34,15 @@ pub struct StallTimes {
     pub total: u64,
 }
 
-/// Reads a file such as `cpu.pressure`.
-pub(super) fn pressure(folder: &Path, file: &str) -> Option<Pressure> {
-    read(&folder.join(file)).map(|text| parse(&text))
+/// Reads the pressure of a resource.
+pub(super) fn pressure(reader: &Reader<'_>, resource: Resource) -> Option<Pressure> {
+    let (controller, file) = match (reader.interface, resource) {
+        (Interface::V1, _) => return None,
+        (Interface::V2, Resource::Cpu) => ("cpu", "cpu.pressure"),
+        (Interface::V2, Resource::Memory) => ("memory", "memory.pressure"),
+        (Interface::V2, Resource::Io) => ("io", "io.pressure"),
+    };
+    reader.text(controller, file).map(|text| parse(&text))
 }
 
 /// Parses lines such as `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`.
@@ -52,14 +65,18 @@ fn parse(text: &str) -> Pressure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cgroup::files::folder_with;
+    use crate::cgroup::files::with_files;
 
     #[test]
     fn pressure_is_parsed() {
         let lines = "some avg10=1.50 avg60=0.00 avg300=0.00 total=42\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=7\n";
-        let folder = folder_with(&[("io.pressure", lines)]);
-        let io = pressure(folder.path(), "io.pressure").unwrap();
-        assert_eq!((io.some.avg10, io.some.total, io.full.total), (1.5, 42, 7));
-        assert_eq!(pressure(folder.path(), "cpu.pressure"), None);
+        with_files(Interface::V2, &[("io.pressure", lines)], |reader| {
+            let io = pressure(reader, Resource::Io).unwrap();
+            assert_eq!((io.some.avg10, io.some.total, io.full.total), (1.5, 42, 7));
+            assert_eq!(pressure(reader, Resource::Cpu), None);
+        });
+        with_files(Interface::V1, &[("io.pressure", lines)], |reader| {
+            assert_eq!(pressure(reader, Resource::Io), None);
+        });
     }
 }

@@ -1,0 +1,392 @@
+//! Memory (Documentation/admin-guide/cgroup-v1/memory.rst, cgroup-v2.rst).
+
+use oci_spec::runtime::LinuxResources;
+
+use crate::cgroup::files::{Reader, number, value};
+use crate::cgroup::interface::Interface;
+use crate::cgroup::limits::{IfMissing, LimitWrite, given, max_or};
+use crate::oom_kills;
+
+const CONTROLLER: &str = "memory";
+
+/// The smallest value that is not a limit: without one version 1 shows the largest multiple of a page.
+const UNLIMITED: u64 = 1 << 62;
+
+/// The names of files, and of the lines of `memory.stat`.
+#[derive(Debug)]
+struct MemoryNames {
+    usage: &'static str,
+    max_usage: &'static str,
+    limit: &'static str,
+    /// The usage above which memory is reclaimed first.
+    soft_limit: &'static str,
+    /// Swap; on v1 memory and swap together.
+    swap_usage: &'static str,
+    swap_limit: &'static str,
+    /// The file that counts OOM kills.
+    events: &'static str,
+    cache: &'static str,
+    mapped_file: &'static str,
+    active_file: &'static str,
+    inactive_file: &'static str,
+    anonymous: &'static str,
+    faults: &'static str,
+    major_faults: &'static str,
+}
+
+/// The lines with `total_` include the cgroups below.
+const V1: MemoryNames = MemoryNames {
+    usage: "memory.usage_in_bytes",
+    max_usage: "memory.max_usage_in_bytes",
+    limit: "memory.limit_in_bytes",
+    soft_limit: "memory.soft_limit_in_bytes",
+    swap_usage: "memory.memsw.usage_in_bytes",
+    swap_limit: "memory.memsw.limit_in_bytes",
+    events: "memory.oom_control",
+    cache: "total_cache",
+    mapped_file: "total_mapped_file",
+    active_file: "total_active_file",
+    inactive_file: "total_inactive_file",
+    anonymous: "total_rss",
+    faults: "total_pgfault",
+    major_faults: "total_pgmajfault",
+};
+
+const V2: MemoryNames = MemoryNames {
+    usage: "memory.current",
+    max_usage: "memory.peak",
+    limit: "memory.max",
+    soft_limit: "memory.high",
+    swap_usage: "memory.swap.current",
+    swap_limit: "memory.swap.max",
+    events: "memory.events",
+    cache: "file",
+    mapped_file: "file_mapped",
+    active_file: "active_file",
+    inactive_file: "inactive_file",
+    anonymous: "anon",
+    faults: "pgfault",
+    major_faults: "pgmajfault",
+};
+
+impl MemoryNames {
+    const fn of(interface: Interface) -> &'static Self {
+        match interface {
+            Interface::V1 => &V1,
+            Interface::V2 => &V2,
+        }
+    }
+}
+
+/// Returns the name of the file that counts OOM kills.
+pub(in crate::cgroup) const fn oom_file(interface: Interface) -> &'static str {
+    MemoryNames::of(interface).events
+}
+
+/// Memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// All accounted memory.
+    pub usage: u64,
+    /// The memory that cannot be reclaimed quickly: without inactive file pages.
+    pub working_set: u64,
+    /// Anonymous memory.
+    pub anonymous: u64,
+    /// Page faults.
+    pub faults: u64,
+    /// Major page faults, which needed I/O.
+    pub major_faults: u64,
+    /// The limit.
+    pub limit: Option<u64>,
+    /// Memory in swap, if it is accounted.
+    pub swap: Option<u64>,
+    /// The limit of swap.
+    pub swap_limit: Option<u64>,
+}
+
+/// Memory by kind, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryCounters {
+    /// Pages of files.
+    pub cache: u64,
+    /// Files that are mapped into processes.
+    pub mapped_file: u64,
+    /// File pages that were used recently.
+    pub active_file: u64,
+    /// File pages that are reclaimed first.
+    pub inactive_file: u64,
+    /// Kernel memory.
+    pub kernel: Option<u64>,
+    /// Largest usage so far.
+    pub max_usage: Option<u64>,
+    /// How often the limit was reached.
+    pub limit_hits: Option<u64>,
+    /// Page faults of the cgroup itself.
+    pub own_faults: u64,
+    /// Major page faults of the cgroup itself.
+    pub own_major_faults: u64,
+}
+
+/// All counters and limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct MemoryReading {
+    pub(super) usage: Option<Memory>,
+    pub(super) counters: Option<MemoryCounters>,
+    pub(super) oom_kills: Option<u64>,
+    pub(super) limit: Option<u64>,
+    pub(super) soft_limit: Option<u64>,
+    /// The limit of swap; on v1 of memory and swap together.
+    pub(super) swap_limit: Option<u64>,
+}
+
+/// The values of the files that both usage and counters need.
+struct CommonValues<'r> {
+    reader: &'r Reader<'r>,
+    names: &'static MemoryNames,
+    /// `memory.stat`.
+    stat: Option<String>,
+    limit: Option<u64>,
+    swap_limit: Option<u64>,
+}
+
+impl<'r> CommonValues<'r> {
+    fn read(reader: &'r Reader<'r>) -> Self {
+        let names = MemoryNames::of(reader.interface);
+        Self {
+            reader,
+            names,
+            stat: reader.text(CONTROLLER, "memory.stat"),
+            limit: limit(reader, names.limit),
+            swap_limit: limit(reader, names.swap_limit),
+        }
+    }
+
+    /// Returns the value of a line of `memory.stat`.
+    fn stat(&self, key: &str) -> u64 {
+        self.stat.as_ref().and_then(|stat| value(stat, key)).unwrap_or(0)
+    }
+
+    fn usage(&self) -> Option<Memory> {
+        let usage = self.reader.number(CONTROLLER, self.names.usage)?;
+        let swap = self.reader.number(CONTROLLER, self.names.swap_usage);
+        // Version 1 has the sum of memory and swap, version 2 swap alone.
+        let alone = |sum: u64, memory: u64| match self.reader.interface {
+            Interface::V1 => sum.saturating_sub(memory),
+            Interface::V2 => sum,
+        };
+        Some(Memory {
+            usage,
+            working_set: usage.saturating_sub(self.stat(self.names.inactive_file)),
+            anonymous: self.stat(self.names.anonymous),
+            faults: self.stat(self.names.faults),
+            major_faults: self.stat(self.names.major_faults),
+            limit: self.limit,
+            swap: swap.map(|swap| alone(swap, usage)),
+            swap_limit: self.swap_limit.map(|limit| alone(limit, self.limit.unwrap_or(0))),
+        })
+    }
+
+    fn counters(&self, limit_hits: Option<u64>) -> Option<MemoryCounters> {
+        let stat = self.stat.as_ref()?;
+        let kernel = match self.reader.interface {
+            Interface::V1 => self.reader.number(CONTROLLER, "memory.kmem.usage_in_bytes"),
+            Interface::V2 => value(stat, "kernel").or_else(|| value(stat, "kernel_stack")),
+        };
+        Some(MemoryCounters {
+            cache: self.stat(self.names.cache),
+            mapped_file: self.stat(self.names.mapped_file),
+            active_file: self.stat(self.names.active_file),
+            inactive_file: self.stat(self.names.inactive_file),
+            kernel,
+            max_usage: self.reader.number(CONTROLLER, self.names.max_usage),
+            limit_hits,
+            own_faults: self.stat("pgfault"),
+            own_major_faults: self.stat("pgmajfault"),
+        })
+    }
+}
+
+/// Reads a limit.
+fn limit(reader: &Reader<'_>, file: &str) -> Option<u64> {
+    reader.number(CONTROLLER, file).filter(|limit| *limit < UNLIMITED)
+}
+
+/// Reads the usage.
+pub(super) fn usage(reader: &Reader<'_>) -> Option<Memory> {
+    CommonValues::read(reader).usage()
+}
+
+/// Reads all counters and limits.
+pub(super) fn counters(reader: &Reader<'_>) -> MemoryReading {
+    let common = CommonValues::read(reader);
+    let Some(usage) = common.usage() else { return MemoryReading::default() };
+    let events = reader.text(CONTROLLER, common.names.events).unwrap_or_default();
+    let limit_hits = match reader.interface {
+        Interface::V1 => reader.number(CONTROLLER, "memory.failcnt"),
+        Interface::V2 => value(&events, "max"),
+    };
+    MemoryReading {
+        usage: Some(usage),
+        counters: common.counters(limit_hits),
+        oom_kills: oom_kills::parse(&events),
+        limit: common.limit,
+        soft_limit: limit(reader, common.names.soft_limit),
+        swap_limit: common.swap_limit,
+    }
+}
+
+/// Returns the files that set the limits, in the order in which they must be written.
+pub(super) fn limits(reader: &Reader<'_>, resources: &LinuxResources) -> Vec<LimitWrite> {
+    let Some(memory) = resources.memory() else { return Vec::new() };
+    let (limit, swap, soft) = (given(memory.limit()), given(memory.swap()), given(memory.reservation()));
+    let write = |limit, file, value: String| LimitWrite::new(limit, CONTROLLER, file, value);
+    let names = MemoryNames::of(reader.interface);
+    let v1 = reader.interface == Interface::V1;
+    let text = |limit: i64| if v1 { limit.to_string() } else { max_or(limit) };
+    // Version 1 and the OCI spec limit the sum of memory and swap, version 2 limits swap alone.
+    let swap = swap.map(|swap| match v1 || swap < 0 {
+        true => swap,
+        false => swap.saturating_sub(limit.unwrap_or(0)).max(0),
+    });
+    let mut writes = Vec::new();
+    writes.extend(limit.map(|limit| write("memory.limit", names.limit, text(limit))));
+    // A kernel that does not account swap has no such file, and no limit of swap.
+    let swap = swap.map(|swap| write("memory.swap", names.swap_limit, text(swap)));
+    writes.extend(swap.map(|swap| swap.if_missing(IfMissing::OmitFile)));
+    if v1 && limit.is_some_and(|limit| exceeds_swap_limit(reader, limit)) {
+        writes.reverse();
+    }
+    let soft_limit = if v1 { names.soft_limit } else { "memory.low" };
+    writes.extend(soft.map(|soft| write("memory.reservation", soft_limit, text(soft))));
+    if v1 {
+        let swappiness = memory.swappiness().map(|value| value.to_string());
+        writes.extend(swappiness.map(|value| write("memory.swappiness", "memory.swappiness", value)));
+        let disabled = memory.disable_oom_killer().map(|value| u8::from(value).to_string());
+        writes.extend(disabled.map(|value| write("memory.disableOOMKiller", names.events, value)));
+    }
+    writes
+}
+
+/// Returns whether a new limit of memory exceeds the present one of memory and swap. It never may, so the latter is
+/// then written first (Documentation/admin-guide/cgroup-v1/memory.rst, 2.4).
+fn exceeds_swap_limit(reader: &Reader<'_>, limit: i64) -> bool {
+    let present = reader.text(CONTROLLER, V1.swap_limit);
+    let number_of = |limit: i64| u64::try_from(limit).unwrap_or(u64::MAX);
+    present.is_some_and(|present| number_of(limit) > number(&present).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{LinuxMemory, LinuxMemoryBuilder, LinuxResourcesBuilder};
+
+    use super::*;
+    use crate::cgroup::files::with_files;
+
+    #[test]
+    fn counters_of_version_1() {
+        let own = "cache 1\nrss 1\npgfault 7\npgmajfault 1\n";
+        let total = "total_cache 300\ntotal_rss 250\ntotal_mapped_file 200\ntotal_inactive_file 2000\ntotal_pgfault 9\n";
+        let files = [
+            ("memory.usage_in_bytes", "1000\n"),
+            ("memory.max_usage_in_bytes", "2000\n"),
+            ("memory.memsw.usage_in_bytes", "1200\n"),
+            ("memory.memsw.limit_in_bytes", "9223372036854771712\n"),
+            ("memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory.soft_limit_in_bytes", "4096\n"),
+            ("memory.failcnt", "5\n"),
+            ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
+            ("memory.stat", &format!("{own}{total}")),
+        ];
+        with_files(Interface::V1, &files, |reader| {
+            let found = counters(reader);
+            assert_eq!(usage(reader), found.usage);
+            let memory = found.usage.unwrap();
+            assert_eq!((memory.usage, memory.working_set, memory.anonymous), (1000, 0, 250));
+            assert_eq!((memory.faults, memory.swap, memory.swap_limit), (9, Some(200), None));
+            let counters = found.counters.unwrap();
+            assert_eq!((counters.cache, counters.mapped_file, counters.inactive_file), (300, 200, 2000));
+            assert_eq!((counters.own_faults, counters.own_major_faults, counters.kernel), (7, 1, None));
+            assert_eq!((counters.max_usage, counters.limit_hits), (Some(2000), Some(5)));
+            assert_eq!((found.oom_kills, found.limit, found.soft_limit), (Some(2), None, Some(4096)));
+        });
+    }
+
+    #[test]
+    fn counters_of_version_2() {
+        let files = [
+            ("memory.current", "1000\n"),
+            ("memory.peak", "2000\n"),
+            ("memory.max", "max\n"),
+            ("memory.high", "4096\n"),
+            ("memory.swap.current", "5\n"),
+            ("memory.swap.max", "50\n"),
+            ("memory.events", "low 0\nhigh 0\nmax 5\noom 1\noom_kill 2\n"),
+            (
+                "memory.stat",
+                "anon 300\nfile 350\nkernel 40\nfile_mapped 200\ninactive_file 400\npgfault 7\npgmajfault 1\n",
+            ),
+        ];
+        with_files(Interface::V2, &files, |reader| {
+            let found = counters(reader);
+            assert_eq!(usage(reader), found.usage);
+            let memory = found.usage.unwrap();
+            assert_eq!((memory.usage, memory.working_set, memory.anonymous), (1000, 600, 300));
+            assert_eq!((memory.faults, memory.major_faults), (7, 1));
+            assert_eq!((memory.limit, memory.swap, memory.swap_limit), (None, Some(5), Some(50)));
+            let counters = found.counters.unwrap();
+            assert_eq!((counters.cache, counters.mapped_file, counters.kernel), (350, 200, Some(40)));
+            assert_eq!(
+                (counters.max_usage, counters.limit_hits, counters.own_faults),
+                (Some(2000), Some(5), 7)
+            );
+            assert_eq!(
+                (found.oom_kills, found.soft_limit, found.swap_limit),
+                (Some(2), Some(4096), Some(50))
+            );
+        });
+    }
+
+    #[test]
+    fn swap_of_version_1_is_the_part_above_memory() {
+        let limits = [("memory.limit_in_bytes", "1000\n"), ("memory.memsw.limit_in_bytes", "1500\n")];
+        let files = [limits[0], limits[1], ("memory.usage_in_bytes", "900\n")];
+        with_files(Interface::V1, &files, |reader| {
+            let memory = usage(reader).unwrap();
+            assert_eq!((memory.limit, memory.swap, memory.swap_limit), (Some(1000), None, Some(500)));
+        });
+    }
+
+    #[test]
+    fn without_files_there_are_no_counters() {
+        for interface in [Interface::V1, Interface::V2] {
+            with_files(interface, &[], |reader| {
+                assert_eq!((usage(reader), counters(reader)), (None, MemoryReading::default()));
+            });
+        }
+    }
+
+    #[test]
+    fn limits_are_written_in_an_order_that_the_kernel_accepts() {
+        let order = |interface, present: &str, memory: LinuxMemory| {
+            let resources = LinuxResourcesBuilder::default().memory(memory).build().unwrap();
+            with_files(interface, &[("memory.memsw.limit_in_bytes", present)], |reader| {
+                let writes = limits(reader, &resources).into_iter();
+                writes.map(|write| format!("{}={}", write.limit, write.value)).collect::<Vec<_>>()
+            })
+        };
+        let memory = |limit: i64, swap: i64| {
+            LinuxMemoryBuilder::default().limit(limit).swap(swap).reservation(7_i64).build().unwrap()
+        };
+        let (v1, v2) = (Interface::V1, Interface::V2);
+        let shrinks = ["memory.limit=1000", "memory.swap=1500", "memory.reservation=7"];
+        assert_eq!(order(v1, "9223372036854771712\n", memory(1000, 1500)), shrinks);
+        let grows = ["memory.swap=1500", "memory.limit=1000", "memory.reservation=7"];
+        assert_eq!(order(v1, "900\n", memory(1000, 1500)), grows);
+        let unlimited = ["memory.swap=-1", "memory.limit=-1", "memory.reservation=7"];
+        assert_eq!(order(v1, "900\n", memory(-1, -1)), unlimited);
+        let alone = ["memory.limit=1000", "memory.swap=500", "memory.reservation=7"];
+        assert_eq!(order(v2, "900\n", memory(1000, 1500)), alone);
+        let no_swap = ["memory.limit=max", "memory.swap=max", "memory.reservation=7"];
+        assert_eq!(order(v2, "", memory(-1, -1)), no_swap);
+    }
+}
