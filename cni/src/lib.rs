@@ -24,7 +24,6 @@
 #![forbid(unsafe_code)]
 
 mod addresses;
-mod attributes;
 mod bridges;
 mod call;
 mod config;
@@ -54,6 +53,7 @@ mod pin;
 mod plugins;
 mod pod_link;
 pub mod port_forward;
+pub mod probe;
 pub mod program;
 mod record;
 mod restore;

@@ -5,14 +5,13 @@
 //! * [`files`]: what procfs and sysfs report (kernel, cgroups, seccomp, LSMs, capabilities)
 //! * [`namespaces`]: each kind, created in a separate thread
 //! * [`filesystems`]: the mount API, overlayfs, ID-mapped mounts
-//! * [`netlink`], [`network`]: nftables and devices, created in a separate network namespace
+//! * [`network`]: nftables and devices, created in a separate network namespace
 //! * [`node`]: settings of the node: sysctls, swap, disks, the clock, other runtimes
 //! * [`table`]: the table of `berth check`
 
 pub mod files;
 pub mod filesystems;
 pub mod namespaces;
-pub mod netlink;
 pub mod network;
 pub mod node;
 pub mod table;

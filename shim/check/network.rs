@@ -1,30 +1,25 @@
 //! Tries nftables and the network devices of pods in a network namespace that ends afterwards.
 
+use berth_cni::probe::{self, DeviceKind};
 use nix::sched::CloneFlags;
 
-use super::netlink::{Family, Message, attribute, nested, request, text};
 use super::{Availability, HostFeature, in_thread, namespaces};
-
-const NLM_F_EXCL: u16 = 0x200;
-const NLM_F_CREATE: u16 = 0x400;
-/// The index of the first device, by which others name it as their parent.
-const PARENT: i32 = 1000;
 
 pub(super) fn rows() -> Vec<HostFeature> {
     vec![
-        HostFeature::tried("nftables", in_namespace(nftables))
+        HostFeature::tried("nftables", in_namespace(probe::masquerade))
             .without("no masquerade: pods reach only hosts that route back to their addresses")
             .fix("modprobe -a nf_tables nft_masq"),
-        HostFeature::tried("veth device", in_namespace(|| link("veth", None)))
+        HostFeature::tried("veth device", device(DeviceKind::Veth))
             .without("pods have the host's network or none")
             .fix("modprobe veth"),
-        HostFeature::tried("bridge device", in_namespace(|| link("bridge", None)))
+        HostFeature::tried("bridge device", device(DeviceKind::Bridge))
             .without("the built-in network is not ready; ptp and macvlan networks are")
             .fix("modprobe bridge"),
-        HostFeature::tried("macvlan device", in_namespace(|| on_veth("macvlan")))
+        HostFeature::tried("macvlan device", device(DeviceKind::Macvlan))
             .without("macvlan networks are not ready")
             .fix("modprobe macvlan"),
-        HostFeature::tried("ipvlan device", in_namespace(|| on_veth("ipvlan")))
+        HostFeature::tried("ipvlan device", device(DeviceKind::Ipvlan))
             .without("ipvlan networks are not ready")
             .fix("modprobe ipvlan"),
         forwarding(),
@@ -56,58 +51,15 @@ fn permit(bridge: &str) -> String {
     )
 }
 
-fn in_namespace(trial: fn() -> Result<(), String>) -> Result<String, String> {
+fn device(kind: DeviceKind) -> Result<String, String> {
+    in_namespace(move || probe::device(kind))
+}
+
+fn in_namespace<E: std::fmt::Display>(
+    trial: impl FnOnce() -> Result<(), E> + Send + 'static,
+) -> Result<String, String> {
     in_thread(move || {
         namespaces::make(CloneFlags::CLONE_NEWNET)?;
-        trial().map(|()| "available".to_owned())
+        trial().map(|()| "available".to_owned()).map_err(|error| error.to_string())
     })
-}
-
-/// Creates a device (rtnetlink(7), RTM_NEWLINK).
-fn link(kind: &str, parent: Option<i32>) -> Result<(), String> {
-    const RTM_NEWLINK: u16 = 16;
-    const IFLA_LINK: u16 = 5;
-    const IFLA_LINKINFO: u16 = 18;
-    const IFLA_INFO_KIND: u16 = 1;
-    let index = if parent.is_none() { PARENT } else { 0 };
-    // struct ifinfomsg: family, padding, type, index, flags, change.
-    let mut fixed = vec![0; 4];
-    fixed.extend(index.to_ne_bytes());
-    fixed.extend([0; 8]);
-    let mut message = Message::new(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &fixed)
-        .with(&nested(IFLA_LINKINFO, &[text(IFLA_INFO_KIND, kind)]))
-        .acknowledged();
-    if let Some(parent) = parent {
-        message = message.with(&attribute(IFLA_LINK, &parent.to_ne_bytes()));
-    }
-    request(Family::Route, &[message]).map_err(|error| format!("create a {kind} device: {error}"))
-}
-
-fn on_veth(kind: &str) -> Result<(), String> {
-    link("veth", None)?;
-    link(kind, Some(PARENT))
-}
-
-/// Creates a table with a masquerade chain, as the pod network uses it.
-fn nftables() -> Result<(), String> {
-    // struct nfgenmsg: family, version, resource (in network order).
-    const IPV4: [u8; 4] = [2, 0, 0, 0];
-    const BATCH: [u8; 4] = [0, 0, 0, 10];
-    const SUBSYSTEM: u16 = 10 << 8;
-    let table = "berth-check";
-    // Hook postrouting at the priority of source NAT (linux/netfilter_ipv4.h).
-    let hook = nested(4, &[attribute(1, &4_u32.to_be_bytes()), attribute(2, &100_u32.to_be_bytes())]);
-    let masquerade = nested(1, &[text(1, "masq"), nested(2, &[])]);
-    let create = |kind: u16| Message::new(SUBSYSTEM | kind, NLM_F_CREATE, &IPV4).acknowledged();
-    request(
-        Family::Netfilter,
-        &[
-            Message::new(16, 0, &BATCH),
-            create(0).with(&text(1, table)),
-            create(3).with(&text(1, table)).with(&text(3, "out")).with(&hook).with(&text(7, "nat")),
-            create(6).with(&text(1, table)).with(&text(2, "out")).with(&nested(4, &[masquerade])),
-            Message::new(17, 0, &BATCH),
-        ],
-    )
-    .map_err(|error| format!("create a rule: {error}"))
 }

@@ -1,17 +1,21 @@
-//! Links, addresses and routes over netlink (rtnetlink(7)). Only this module uses the rtnetlink crate, whose interface
-//! changes often.
+//! Netlink (netlink(7)): links, addresses and routes (rtnetlink(7)), and the transport of netfilter. Only this module
+//! uses the rtnetlink crate, whose interface changes often.
 //!
 //! * this file: the sockets of a network namespace, and the state of links
 //! * [`socket`]: one socket; [`direct`]: blocking requests, for a thread that has entered a pod's namespace
 //! * [`monitor`]: change notifications; [`duplicates`]: duplicate address detection
 //! * [`links`]: creating and changing links; [`routes`]: addresses, routes, rules; [`traffic`]: queues and filters;
 //!   [`neighbours`]: neighbour and bridge forwarding entries
+//! * [`messages`], [`attributes`]: the encoding that all families share; [`netfilter`]: requests to netfilter's subsystems
 
+pub(crate) mod attributes;
 pub(crate) mod direct;
 pub(crate) mod duplicates;
 pub(crate) mod links;
+pub(crate) mod messages;
 pub(crate) mod monitor;
 pub(crate) mod neighbours;
+pub(crate) mod netfilter;
 pub(crate) mod routes;
 pub(crate) mod socket;
 pub(crate) mod traffic;
@@ -195,6 +199,18 @@ pub(super) fn unless_errno<T: Default>(answer: io::Result<T>, errno: Errno) -> i
         Err(error) if is_errno(&error, errno) => Ok(T::default()),
         answer => answer,
     }
+}
+
+/// Whether the same request may succeed when it is repeated.
+pub(super) fn is_transient(error: &io::Error) -> bool {
+    let transient = [Errno::BUSY, Errno::INTR, Errno::NOBUFS, Errno::AGAIN].map(Errno::raw_os_error);
+    error.kind() == io::ErrorKind::Interrupted
+        || error.raw_os_error().is_some_and(|code| transient.contains(&code))
+}
+
+/// The kernel has answered when a send returns, but the answer cannot be read.
+pub(crate) fn answer_lost() -> io::Error {
+    io::Error::other("the kernel's answer was lost")
 }
 
 /// Adds the failed operation to an error.

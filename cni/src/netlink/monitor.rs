@@ -9,7 +9,8 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{SocketFlags, SocketType, sockopt};
 use tokio::net::UdpSocket;
 
-use super::socket::header;
+use super::attributes::attribute;
+use super::messages::{RawMessage, messages};
 use super::{Link, describe};
 use crate::names::HOST_LINK_PREFIX;
 
@@ -137,43 +138,35 @@ pub(crate) enum Change {
 impl Change {
     /// Parses the changes of received messages. `wanted` selects links by index. Other links are reported only if they are ports of
     /// pods, or gone.
-    pub(crate) fn all(messages: &[u8], wanted: impl Fn(u32) -> bool) -> Vec<Self> {
-        let mut changes = Vec::new();
-        let mut rest = messages;
-        while let Some(header) = header(rest) {
-            let length = usize::try_from(header.length).unwrap_or(usize::MAX);
-            let Some(message) = rest.get(..length) else { break };
-            changes.extend(Self::of(header.message_type, message, &wanted));
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        changes
+    pub(crate) fn all(datagram: &[u8], wanted: impl Fn(u32) -> bool) -> Vec<Self> {
+        messages(datagram).filter_map(|message| Self::of(&message, &wanted)).collect()
     }
 
-    fn of(kind: u16, message: &[u8], wanted: &impl Fn(u32) -> bool) -> Option<Self> {
+    fn of(message: &RawMessage<'_>, wanted: &impl Fn(u32) -> bool) -> Option<Self> {
         // linux/rtnetlink.h.
-        const NEW_LINK: u16 = 16;
-        const DELETE_LINK: u16 = 17;
-        const DELETE_ADDRESS: u16 = 21;
-        const NEW_SETTINGS: u16 = 80;
-        let body = message.get(16..)?;
+        const RTM_NEWLINK: u16 = 16;
+        const RTM_DELLINK: u16 = 17;
+        const RTM_DELADDR: u16 = 21;
+        const RTM_NEWNETCONF: u16 = 80;
+        let (kind, body) = (message.header.message_type, message.body);
         // `struct ifinfomsg` and `struct ifaddrmsg` begin with the family and have the link's index after four bytes.
         let family = AddressFamily::from(*body.first()?);
         match kind {
-            NEW_SETTINGS => return not_forwarding(family, body.get(4..)?),
-            NEW_LINK | DELETE_LINK | DELETE_ADDRESS => {}
+            RTM_NEWNETCONF => return not_forwarding(family, body.get(4..)?),
+            RTM_NEWLINK | RTM_DELLINK | RTM_DELADDR => {}
             _ => return None,
         }
         let index = u32::from_ne_bytes(body.get(4..8)?.try_into().ok()?);
         // A bridge's messages about its ports do not describe links.
-        if kind != DELETE_ADDRESS && family == AddressFamily::Bridge {
+        if kind != RTM_DELADDR && family == AddressFamily::Bridge {
             return None;
         }
         match kind {
-            NEW_LINK if !wanted(index) => port(index, body),
-            DELETE_ADDRESS if !wanted(index) => None,
-            DELETE_LINK => Some(Self::LinkGone(index)),
-            DELETE_ADDRESS => Some(Self::AddressGone(index)),
-            _ => match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?.payload {
+            RTM_NEWLINK if !wanted(index) => port(index, body),
+            RTM_DELADDR if !wanted(index) => None,
+            RTM_DELLINK => Some(Self::LinkGone(index)),
+            RTM_DELADDR => Some(Self::AddressGone(index)),
+            _ => match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.whole).ok()?.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => {
                     Some(Self::Link(Box::new(describe(&link))))
                 }
@@ -183,52 +176,54 @@ impl Change {
     }
 }
 
+// Attributes of links (linux/if_link.h) and of forwarding settings (linux/netconf.h).
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MASTER: u16 = 10;
+const IFLA_IFALIAS: u16 = 20;
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+
 /// Parses the state of the host end of a pod's veth pair. The attributes are read in place: this runs for every change of every
 /// link of the host.
 fn port(index: u32, body: &[u8]) -> Option<Change> {
-    // linux/if_link.h, linux/if.h.
-    const NAME: u16 = 3;
-    const CONTROLLER: u16 = 10;
-    const ALIAS: u16 = 20;
-    const UP: u32 = 1;
+    const IFF_UP: u32 = 1;
     let flags = u32::from_ne_bytes(body.get(8..12)?.try_into().ok()?);
     let attributes = body.get(16..)?;
-    let value = |kind| crate::attributes::attribute(attributes, kind);
-    if !value(NAME)?.starts_with(HOST_LINK_PREFIX.as_bytes()) {
+    let value = |kind| attribute(attributes, kind);
+    if !value(IFLA_IFNAME)?.starts_with(HOST_LINK_PREFIX.as_bytes()) {
         return None;
     }
-    if flags & UP != 0 && value(CONTROLLER).is_some() {
+    if flags & IFF_UP != 0 && value(IFLA_MASTER).is_some() {
         return Some(Change::PortConnected(index));
     }
-    let alias = std::str::from_utf8(value(ALIAS)?).ok()?;
+    let alias = std::str::from_utf8(value(IFLA_IFALIAS)?).ok()?;
     let pod = crate::names::pod_of_alias(alias.trim_end_matches('\0'))?;
     Some(Change::PortDisconnected { index, pod: pod.to_owned() })
 }
 
 /// Parses `RTM_NEWNETCONF` (linux/netconf.h), which rtnetlink's crates do not support.
 fn not_forwarding(family: AddressFamily, attributes: &[u8]) -> Option<Change> {
-    const INDEX: u16 = 1;
-    const FORWARDING: u16 = 2;
-    /// `NETCONFA_IFINDEX_ALL`; -2 is the default for new links.
-    const ALL: i32 = -1;
+    /// All links; -2 is the default for new links.
+    const NETCONFA_IFINDEX_ALL: i32 = -1;
     let v4 = match family {
         AddressFamily::Inet => true,
         AddressFamily::Inet6 => false,
         _ => return None,
     };
     let number = |kind: u16| -> Option<i32> {
-        let value = crate::attributes::attribute(attributes, kind)?;
+        let value = attribute(attributes, kind)?;
         Some(i32::from_ne_bytes(value.get(..4)?.try_into().ok()?))
     };
-    match (number(INDEX)?, number(FORWARDING)?) {
+    match (number(NETCONFA_IFINDEX)?, number(NETCONFA_FORWARDING)?) {
         (_, forwarding) if forwarding != 0 => None,
-        (ALL, _) => Some(Change::NotForwarding { link: None, v4 }),
+        (NETCONFA_IFINDEX_ALL, _) => Some(Change::NotForwarding { link: None, v4 }),
         (link, _) => u32::try_from(link).ok().map(|link| Change::NotForwarding { link: Some(link), v4 }),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::attributes::Attributes;
     use super::*;
 
     proptest::proptest! {
@@ -243,12 +238,12 @@ mod tests {
         let link = |flags: u32, name: &str, controller: bool, alias: &str| {
             let mut body = vec![0; 16];
             body[8..12].copy_from_slice(&flags.to_ne_bytes());
-            let mut attributes = crate::attributes::Attributes::default();
-            attributes.bytes(3, format!("{name}\0").as_bytes());
+            let mut attributes = Attributes::default();
+            attributes.bytes(IFLA_IFNAME, format!("{name}\0").as_bytes());
             if controller {
-                attributes.bytes(10, &3_u32.to_ne_bytes());
+                attributes.bytes(IFLA_MASTER, &3_u32.to_ne_bytes());
             }
-            attributes.bytes(20, format!("{alias}\0").as_bytes());
+            attributes.bytes(IFLA_IFALIAS, format!("{alias}\0").as_bytes());
             body.extend_from_slice(attributes.as_bytes());
             port(7, &body)
         };
@@ -262,14 +257,14 @@ mod tests {
 
     #[test]
     fn settings_are_read() {
-        let mut attributes = crate::attributes::Attributes::default();
-        attributes.bytes(1, &(-1_i32).to_ne_bytes());
-        attributes.bytes(2, &0_i32.to_ne_bytes());
+        let mut attributes = Attributes::default();
+        attributes.bytes(NETCONFA_IFINDEX, &(-1_i32).to_ne_bytes());
+        attributes.bytes(NETCONFA_FORWARDING, &0_i32.to_ne_bytes());
         let all = not_forwarding(AddressFamily::Inet, attributes.as_bytes());
         assert_eq!(all, Some(Change::NotForwarding { link: None, v4: true }));
-        let mut attributes = crate::attributes::Attributes::default();
-        attributes.bytes(1, &7_i32.to_ne_bytes());
-        attributes.bytes(2, &0_i32.to_ne_bytes());
+        let mut attributes = Attributes::default();
+        attributes.bytes(NETCONFA_IFINDEX, &7_i32.to_ne_bytes());
+        attributes.bytes(NETCONFA_FORWARDING, &0_i32.to_ne_bytes());
         let one = not_forwarding(AddressFamily::Inet6, attributes.as_bytes());
         assert_eq!(one, Some(Change::NotForwarding { link: Some(7), v4: false }));
     }

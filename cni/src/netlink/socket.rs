@@ -8,14 +8,16 @@ use std::io;
 use std::time::Duration;
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
-    NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST,
+    NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::SocketAddr;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use rustix::io::Errno;
 
+use super::messages::{RawMessage, messages};
+use super::{answer_lost, is_transient};
 use crate::trace;
 
 /// How many requests are sent in one datagram: all their answers fit into the socket's buffer.
@@ -83,7 +85,7 @@ impl Socket {
     }
 
     /// Sends one request.
-    pub(super) fn request(&mut self, operation: Operation, message: RouteNetlinkMessage) -> Answer {
+    pub(crate) fn request(&mut self, operation: Operation, message: RouteNetlinkMessage) -> Answer {
         let none = || io::Error::from(io::ErrorKind::InvalidData);
         self.request_all(vec![(operation, message)])?.pop().unwrap_or_else(|| Err(none()))
     }
@@ -156,8 +158,6 @@ impl Socket {
     }
 
     fn list_once(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        /// The dump was concurrent with a change (`NLM_F_DUMP_INTR`): objects may be missing or listed twice.
-        const INTERRUPTED: u16 = 0x10;
         self.out_of_sync = true;
         self.sequence = self.sequence.wrapping_add(1);
         let mut datagram = Vec::new();
@@ -174,7 +174,8 @@ impl Socket {
                 parts => parts?,
             };
             for part in parts.into_iter().filter(|part| part.header.sequence_number == self.sequence) {
-                if part.header.flags & INTERRUPTED != 0 {
+                // The dump was concurrent with a change: objects may be missing or listed twice.
+                if part.header.flags & NLM_F_DUMP_INTR != 0 {
                     transient = Some(io::ErrorKind::Interrupted.into());
                 }
                 match part.payload {
@@ -203,7 +204,7 @@ impl Socket {
         let mut buffer = Vec::with_capacity(BUFFER_SIZE);
         match self.socket.recv(&mut buffer, 0) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(io::Error::other("the kernel's answer was lost"));
+                return Err(answer_lost());
             }
             received => received?,
         };
@@ -211,33 +212,16 @@ impl Socket {
     }
 }
 
-/// Splits a datagram into messages.
-fn parts(mut buffer: &[u8]) -> Vec<Part> {
-    let mut parts = Vec::new();
-    while let Some(header) = header(buffer) {
-        let length = usize::try_from(header.length).unwrap_or(usize::MAX);
-        let Some(message) = buffer.get(..length) else { break };
-        let payload = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message);
+/// Parses the messages of a datagram.
+fn parts(datagram: &[u8]) -> Vec<Part> {
+    let parse = |RawMessage { header, whole, .. }: RawMessage<'_>| {
+        let payload = NetlinkMessage::<RouteNetlinkMessage>::deserialize(whole);
         if let Err(error) = &payload {
             tracing::debug!(%error, kind = header.message_type, "failed to parse a netlink message");
         }
-        parts.push(Part { header, payload: payload.ok().map(|message| message.payload) });
-        buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    parts
-}
-
-/// Parses `struct nlmsghdr` (netlink(7)).
-pub(super) fn header(buffer: &[u8]) -> Option<NetlinkHeader> {
-    let word = |at: usize| Some(u32::from_ne_bytes(buffer.get(at..at + 4)?.try_into().ok()?));
-    let half = |at: usize| Some(u16::from_ne_bytes(buffer.get(at..at + 2)?.try_into().ok()?));
-    let mut header = NetlinkHeader::default();
-    header.length = word(0).filter(|length| *length >= 16)?;
-    header.message_type = half(4)?;
-    header.flags = half(6)?;
-    header.sequence_number = word(8)?;
-    header.port_number = word(12)?;
-    Some(header)
+        Part { header, payload: payload.ok().map(|message| message.payload) }
+    };
+    messages(datagram).map(parse).collect()
 }
 
 fn append(datagram: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequence: u32) {
@@ -248,13 +232,6 @@ fn append(datagram: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequ
     let mut bytes = vec![0; message.buffer_len().next_multiple_of(4)];
     message.serialize(&mut bytes);
     datagram.extend_from_slice(&bytes);
-}
-
-/// Whether the same request may succeed when it is repeated.
-fn is_transient(error: &io::Error) -> bool {
-    let transient = [Errno::BUSY, Errno::INTR, Errno::NOBUFS, Errno::AGAIN].map(Errno::raw_os_error);
-    error.kind() == io::ErrorKind::Interrupted
-        || error.raw_os_error().is_some_and(|code| transient.contains(&code))
 }
 
 fn without_transient(answers: Vec<Answer>) -> io::Result<Vec<Answer>> {

@@ -2,8 +2,12 @@
 
 use std::io;
 
-use super::message::{Family, GET_CHAIN, list};
-use crate::attributes::{attribute, text_of};
+use super::message::{Family, list};
+use super::uapi::{
+    NFT_MSG_GETCHAIN, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE,
+    NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY,
+};
+use crate::netlink::attributes::{attribute, text_of};
 
 /// A chain of any program.
 #[derive(Clone, Debug)]
@@ -12,24 +16,25 @@ pub(super) struct InstalledChain {
     pub(super) name: String,
     /// The hook (`NF_INET_*`) and the priority, of a base chain.
     pub(super) hook: Option<(u32, i32)>,
-    /// The verdict on packets that no rule decides: 0 is drop.
-    pub(super) policy: Option<u32>,
+    /// The verdict on packets that no rule decides (`NF_ACCEPT`, `NF_DROP`).
+    pub(super) policy: Option<i32>,
 }
 
 /// Lists the chains of a family.
 pub(super) fn chains(family: Family) -> io::Result<Vec<InstalledChain>> {
-    let bodies = list(family, GET_CHAIN, |_| {})?;
+    let bodies = list(family, NFT_MSG_GETCHAIN, |_| {})?;
     let number = |value: &[u8]| value.try_into().ok().map(u32::from_be_bytes);
     let parsed = bodies.iter().filter_map(|body| {
-        let hook = attribute(body, 4).and_then(|hook| {
-            let at = attribute(hook, 1).and_then(number)?;
-            Some((at, attribute(hook, 2).and_then(number).map_or(0, u32::cast_signed)))
+        let hook = attribute(body, NFTA_CHAIN_HOOK).and_then(|hook| {
+            let at = attribute(hook, NFTA_HOOK_HOOKNUM).and_then(number)?;
+            let priority = attribute(hook, NFTA_HOOK_PRIORITY).and_then(number);
+            Some((at, priority.map_or(0, u32::cast_signed)))
         });
         Some(InstalledChain {
-            table: text_of(attribute(body, 1)?),
-            name: text_of(attribute(body, 3)?),
+            table: text_of(attribute(body, NFTA_CHAIN_TABLE)?),
+            name: text_of(attribute(body, NFTA_CHAIN_NAME)?),
             hook,
-            policy: attribute(body, 5).and_then(number),
+            policy: attribute(body, NFTA_CHAIN_POLICY).and_then(number).map(u32::cast_signed),
         })
     });
     Ok(parsed.collect())

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::attributes::text_of;
+use crate::netlink::attributes::text_of;
 
 /// The owner of an element: network, pod and interface. nft(8) shows it as the element's comment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

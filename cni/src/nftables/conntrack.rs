@@ -9,37 +9,33 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use netlink_packet_core::NLA_F_NESTED;
 use rustix::io::Errno;
 
 use super::blocking;
 use super::expression::{IpVersion, bytes};
-use super::message::{dump, request};
 use crate::Result;
-use crate::attributes::{Attributes, attribute};
+use crate::netlink::attributes::{Attributes, attribute};
+use crate::netlink::netfilter::{Subsystem, dump, request};
 
-/// The subsystem of connection tracking in message types (`NFNL_SUBSYS_CTNETLINK`).
-const SUBSYSTEM: u16 = 1 << 8;
-const GET: u16 = SUBSYSTEM | 1;
-const DELETE: u16 = SUBSYSTEM | 2;
-
-/// `CTA_TUPLE_ORIG` and `CTA_TUPLE_REPLY`; in each `CTA_TUPLE_IP` and `CTA_TUPLE_PROTO`.
-const ORIGINAL: u16 = 1;
-const REPLY: u16 = 2;
-const ADDRESSES: u16 = 1;
-const PROTOCOL: u16 = 2;
-/// `CTA_IP_V4_SRC`, `CTA_IP_V6_SRC` and `CTA_IP_V4_DST`, `CTA_IP_V6_DST`.
+// Messages and attributes, under their names in linux/netfilter/nfnetlink_conntrack.h.
+const IPCTNL_MSG_CT_GET: u16 = 1;
+const IPCTNL_MSG_CT_DELETE: u16 = 2;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_DST_PORT: u16 = 3;
+const CTA_ZONE: u16 = 18;
+const CTA_FILTER: u16 = 25;
+const CTA_FILTER_ORIG_FLAGS: u16 = 1;
+const CTA_FILTER_REPLY_FLAGS: u16 = 2;
+const CTA_FILTER_F_CTA_IP_SRC: u32 = 1;
+/// `CTA_IP_V4_SRC`, `CTA_IP_V6_SRC`.
 const SOURCE: [u16; 2] = [1, 3];
+/// `CTA_IP_V4_DST`, `CTA_IP_V6_DST`.
 const DESTINATION: [u16; 2] = [2, 4];
-/// `CTA_PROTO_NUM`, `CTA_PROTO_DST_PORT`.
-const NUMBER: u16 = 1;
-const DESTINATION_PORT: u16 = 3;
-/// The attribute of a connection's zone (`CTA_ZONE`).
-const ZONE: u16 = 18;
-/// `CTA_FILTER`; in it `CTA_FILTER_ORIG_FLAGS` and `CTA_FILTER_REPLY_FLAGS`; their flag `CTA_FILTER_F_CTA_IP_SRC`.
-const FILTER: u16 = 25;
-const FILTER_ORIGINAL: u16 = 1;
-const FILTER_REPLY: u16 = 2;
-const BY_SOURCE: u32 = 1;
 
 const UDP: u8 = 17;
 
@@ -63,12 +59,12 @@ pub(crate) async fn forget_pods(pods: Vec<IpAddr>) -> Result<()> {
             // The kernel filters the entries (since Linux 5.8).
             let mut only = Attributes::default();
             let v6 = usize::from(pod.is_ipv6());
-            only.nested(REPLY, |tuple| {
-                tuple.nested(ADDRESSES, |ip| ip.bytes(SOURCE.get(v6).copied().unwrap_or(0), &bytes(pod)));
+            only.nested(CTA_TUPLE_REPLY, |tuple| {
+                tuple.nested(CTA_TUPLE_IP, |ip| ip.bytes(SOURCE.get(v6).copied().unwrap_or(0), &bytes(pod)));
             });
-            only.nested(FILTER, |filter| {
-                filter.bytes(FILTER_ORIGINAL, &0_u32.to_ne_bytes());
-                filter.bytes(FILTER_REPLY, &BY_SOURCE.to_ne_bytes());
+            only.nested(CTA_FILTER, |filter| {
+                filter.bytes(CTA_FILTER_ORIG_FLAGS, &0_u32.to_ne_bytes());
+                filter.bytes(CTA_FILTER_REPLY_FLAGS, &CTA_FILTER_F_CTA_IP_SRC.to_ne_bytes());
             });
             forget(IpVersion::of(pod), &only, |entry| leads_to(entry, pod))?;
         }
@@ -122,20 +118,24 @@ impl Forgetting {
 }
 
 fn forget(version: IpVersion, only: &Attributes, condition: impl Fn(&[u8]) -> bool) -> io::Result<()> {
-    let entries = match dump(GET, version.number(), only.as_bytes()) {
-        // The kernel has no connection tracking.
-        Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(()),
-        entries => entries?,
-    };
+    let entries =
+        match dump(Subsystem::Conntrack.message_type(IPCTNL_MSG_CT_GET), version.number(), only.as_bytes()) {
+            // The kernel has no connection tracking.
+            Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => return Ok(()),
+            entries => entries?,
+        };
     for entry in entries.iter().filter(|entry| condition(entry)) {
         let mut body = Attributes::default();
-        for kind in [ORIGINAL, ZONE] {
+        for (kind, flag) in [(CTA_TUPLE_ORIG, NLA_F_NESTED), (CTA_ZONE, 0)] {
             if let Some(value) = attribute(entry, kind) {
-                let nested = if kind == ORIGINAL { 0x8000 } else { 0 };
-                body.bytes(kind | nested, value);
+                body.bytes(kind | flag, value);
             }
         }
-        match request(DELETE, version.number(), body.as_bytes()) {
+        match request(
+            Subsystem::Conntrack.message_type(IPCTNL_MSG_CT_DELETE),
+            version.number(),
+            body.as_bytes(),
+        ) {
             Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
             deleted => deleted?,
         }
@@ -147,16 +147,16 @@ fn forget(version: IpVersion, only: &Attributes, condition: impl Fn(&[u8]) -> bo
 fn leads_to(entry: &[u8], pod: IpAddr) -> bool {
     let pod = bytes(pod);
     let of = |tuple: u16, kinds: [u16; 2]| {
-        let addresses = attribute(attribute(entry, tuple)?, ADDRESSES)?;
+        let addresses = attribute(attribute(entry, tuple)?, CTA_TUPLE_IP)?;
         kinds.into_iter().find_map(|kind| attribute(addresses, kind))
     };
-    of(REPLY, SOURCE) == Some(&*pod) && of(ORIGINAL, DESTINATION) != Some(&*pod)
+    of(CTA_TUPLE_REPLY, SOURCE) == Some(&*pod) && of(CTA_TUPLE_ORIG, DESTINATION) != Some(&*pod)
 }
 
 /// Returns the destination port of a UDP connection's first packet.
 fn udp_port_of(entry: &[u8]) -> Option<u16> {
-    let protocol = attribute(attribute(entry, ORIGINAL)?, PROTOCOL)?;
-    let udp = attribute(protocol, NUMBER)? == [UDP];
-    let port = attribute(protocol, DESTINATION_PORT)?.try_into().ok().map(u16::from_be_bytes)?;
+    let protocol = attribute(attribute(entry, CTA_TUPLE_ORIG)?, CTA_TUPLE_PROTO)?;
+    let udp = attribute(protocol, CTA_PROTO_NUM)? == [UDP];
+    let port = attribute(protocol, CTA_PROTO_DST_PORT)?.try_into().ok().map(u16::from_be_bytes)?;
     udp.then_some(port)
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::blocking;
 use super::elements::{self, Element, Value};
 use super::sets::{self, Type};
-use crate::attributes::text_of;
+use crate::netlink::attributes::text_of;
 use crate::{Protocol, Result};
 
 /// Returns the elements of a pod, in the order of the sets.

@@ -3,14 +3,20 @@
 use std::collections::HashSet;
 use std::io;
 
+use netlink_packet_core::NLM_F_CREATE;
 use rustix::io::Errno;
 
 use super::TABLE;
 use super::comment::Comment;
 use super::expression::Verdict;
-use super::message::{Batch, CREATE, DELETE_ELEMENT, Family, GET_ELEMENT, NEW_ELEMENT, get, list};
+use super::message::{Batch, Family, get, list};
 use super::sets::{self, Set};
-use crate::attributes::{Attributes, attribute, attributes};
+use super::uapi::{
+    NFT_MSG_DELSETELEM, NFT_MSG_GETSETELEM, NFT_MSG_NEWSETELEM, NFTA_DATA_VALUE, NFTA_LIST_ELEM,
+    NFTA_SET_ELEM_DATA, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_LIST_SET,
+    NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_USERDATA,
+};
+use crate::netlink::attributes::{Attributes, attribute, attributes};
 
 /// The value of an element.
 #[derive(Clone, Debug)]
@@ -40,23 +46,27 @@ pub(super) fn joined(parts: &[&[u8]]) -> Vec<u8> {
 
 impl Element {
     pub(super) fn write(&self, batch: &mut Batch, kind: u16, owner: Option<&Comment>) {
-        let flags = if kind == NEW_ELEMENT { CREATE } else { 0 };
+        let flags = if kind == NFT_MSG_NEWSETELEM { NLM_F_CREATE } else { 0 };
         batch.message(kind, flags, |m| self.fill(m, owner));
     }
 
     fn fill(&self, message: &mut Attributes, owner: Option<&Comment>) {
-        message.text(1, TABLE);
-        message.text(2, self.set);
-        message.nested(3, |list| {
-            list.nested(1, |element| {
-                element.nested(1, |key| key.bytes(1, &self.key));
+        message.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        message.text(NFTA_SET_ELEM_LIST_SET, self.set);
+        message.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+            list.nested(NFTA_LIST_ELEM, |element| {
+                element.nested(NFTA_SET_ELEM_KEY, |key| key.bytes(NFTA_DATA_VALUE, &self.key));
                 match &self.value {
                     Value::None => {}
-                    Value::Bytes(bytes) => element.nested(2, |data| data.bytes(1, bytes)),
-                    Value::Jump(chain) => element.nested(2, |data| Verdict::Jump(chain).write(data)),
+                    Value::Bytes(bytes) => {
+                        element.nested(NFTA_SET_ELEM_DATA, |data| data.bytes(NFTA_DATA_VALUE, bytes));
+                    }
+                    Value::Jump(chain) => {
+                        element.nested(NFTA_SET_ELEM_DATA, |data| Verdict::Jump(chain).write(data));
+                    }
                 }
                 if let Some(owner) = owner {
-                    element.bytes(6, &owner.to_data());
+                    element.bytes(NFTA_SET_ELEM_USERDATA, &owner.to_data());
                 }
             });
         });
@@ -82,20 +92,20 @@ fn family_of(set: &str) -> Option<Family> {
 
 /// Lists the elements of a set.
 pub(super) fn in_set(family: Family, set: Set) -> io::Result<Vec<OwnedElement>> {
-    let bodies = list(family, GET_ELEMENT, |m| {
-        m.text(1, TABLE);
-        m.text(2, set.name);
+    let bodies = list(family, NFT_MSG_GETSETELEM, |m| {
+        m.text(NFTA_SET_ELEM_LIST_TABLE, TABLE);
+        m.text(NFTA_SET_ELEM_LIST_SET, set.name);
     })?;
     Ok(bodies.iter().flat_map(|body| elements_of(body, set.name)).collect())
 }
 
 /// Parses the elements of one message.
 fn elements_of<'a>(body: &'a [u8], set: &'static str) -> impl Iterator<Item = OwnedElement> + use<'a> {
-    let elements = attribute(body, 3).into_iter().flat_map(attributes);
+    let elements = attribute(body, NFTA_SET_ELEM_LIST_ELEMENTS).into_iter().flat_map(attributes);
     elements.filter_map(move |(_, element)| {
-        let key = attribute(attribute(element, 1)?, 1)?.to_vec();
-        let owner = attribute(element, 6).and_then(Comment::of_data);
-        let value = attribute(element, 2).and_then(|data| attribute(data, 1));
+        let key = attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?.to_vec();
+        let owner = attribute(element, NFTA_SET_ELEM_USERDATA).and_then(Comment::of_data);
+        let value = attribute(element, NFTA_SET_ELEM_DATA).and_then(|data| attribute(data, NFTA_DATA_VALUE));
         let value = value.map_or(Value::None, |bytes| Value::Bytes(bytes.to_vec()));
         Some(OwnedElement { element: Element { set, key, value }, owner })
     })
@@ -112,7 +122,7 @@ pub(super) fn find(elements: &[Element]) -> io::Result<Vec<OwnedElement>> {
             element.key_alone().fill(&mut body, None);
             body
         });
-        let answers = get(family, GET_ELEMENT, &keys.collect::<Vec<_>>())?;
+        let answers = get(family, NFT_MSG_GETSETELEM, &keys.collect::<Vec<_>>())?;
         for (element, body) in of_family.into_iter().zip(answers) {
             all.extend(body.and_then(|body| elements_of(&body, element.set).next()));
         }
@@ -148,7 +158,7 @@ pub(super) fn remove(elements: &[Element], owner: &Comment) -> io::Result<()> {
         for family in [Family::Inet, Family::Bridge] {
             let mut batch = Batch::new(family);
             let of_family = own.iter().filter(|element| family_of(element.set) == Some(family));
-            of_family.for_each(|element| element.write(&mut batch, DELETE_ELEMENT, None));
+            of_family.for_each(|element| element.write(&mut batch, NFT_MSG_DELSETELEM, None));
             match batch.send() {
                 Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => gone = true,
                 sent => sent?,
@@ -187,7 +197,7 @@ pub(super) fn remove_elements(
             for (_, set) in sets::all().filter(|(of, set)| *of == family && is_in(set)) {
                 for OwnedElement { element, owner } in in_set(family, set)? {
                     let Some(owner) = owner.filter(&gone) else { continue };
-                    element.key_alone().write(&mut batch, DELETE_ELEMENT, None);
+                    element.key_alone().write(&mut batch, NFT_MSG_DELSETELEM, None);
                     owners.insert(owner);
                 }
             }

@@ -7,12 +7,21 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::attributes::Attributes;
+use super::uapi::{
+    NF_DROP, NFPROTO_IPV4, NFPROTO_IPV6, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CT_STATUS, NFT_FIB_RESULT_ADDRTYPE,
+    NFT_JUMP, NFT_LOOKUP_F_INV, NFT_META_IIFNAME, NFT_META_L4PROTO, NFT_META_NFPROTO, NFT_NAT_DNAT,
+    NFT_PAYLOAD_LL_HEADER, NFT_PAYLOAD_NETWORK_HEADER, NFT_PAYLOAD_TRANSPORT_HEADER, NFT_REG_VERDICT,
+    NFT_REG32_00, NFT_RETURN, NFTA_BITWISE_DREG, NFTA_BITWISE_LEN, NFTA_BITWISE_MASK, NFTA_BITWISE_SREG,
+    NFTA_BITWISE_XOR, NFTA_CMP_DATA, NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_CT_DREG, NFTA_CT_KEY, NFTA_DATA_VALUE,
+    NFTA_DATA_VERDICT, NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_FIB_DREG, NFTA_FIB_F_DADDR, NFTA_FIB_FLAGS,
+    NFTA_FIB_RESULT, NFTA_IMMEDIATE_DATA, NFTA_IMMEDIATE_DREG, NFTA_LIST_ELEM, NFTA_LOOKUP_DREG,
+    NFTA_LOOKUP_FLAGS, NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_META_DREG, NFTA_META_KEY, NFTA_NAT_FAMILY,
+    NFTA_NAT_REG_ADDR_MIN, NFTA_NAT_REG_PROTO_MIN, NFTA_NAT_TYPE, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_DREG,
+    NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
+};
+use crate::netlink::attributes::Attributes;
 
-/// The first register of four bytes (`NFT_REG32_00`).
-const FIRST: u32 = 8;
-
-/// The packet metadata that `meta` loads (`NFT_META_*`).
+/// The packet metadata that `meta` loads.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meta {
     /// The name of the input link: 16 bytes.
@@ -23,7 +32,7 @@ pub(super) enum Meta {
     L4proto,
 }
 
-/// The header that contains a field (`NFT_PAYLOAD_*`).
+/// The header that contains a field.
 #[derive(Clone, Copy, Debug)]
 enum Base {
     Link,
@@ -59,11 +68,10 @@ impl IpVersion {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
 
-    /// `NFPROTO_IPV4`, `NFPROTO_IPV6`.
     pub(super) fn number(self) -> u8 {
         match self {
-            Self::V4 => 2,
-            Self::V6 => 10,
+            Self::V4 => NFPROTO_IPV4,
+            Self::V6 => NFPROTO_IPV6,
         }
     }
 
@@ -112,14 +120,14 @@ impl Verdict<'_> {
     /// Writes the verdict into the value of an element or of a rule.
     pub(super) fn write(self, data: &mut Attributes) {
         let (code, chain) = match self {
-            Self::Drop => (0_i32, None),
-            Self::Return => (-5, None),
-            Self::Jump(chain) => (-3, Some(chain)),
+            Self::Drop => (NF_DROP, None),
+            Self::Return => (NFT_RETURN, None),
+            Self::Jump(chain) => (NFT_JUMP, Some(chain)),
         };
-        data.nested(2, |verdict| {
-            verdict.bytes(1, &code.to_be_bytes());
+        data.nested(NFTA_DATA_VERDICT, |verdict| {
+            verdict.bytes(NFTA_VERDICT_CODE, &code.to_be_bytes());
             if let Some(chain) = chain {
-                verdict.text(2, chain);
+                verdict.text(NFTA_VERDICT_CHAIN, chain);
             }
         });
     }
@@ -144,16 +152,16 @@ impl Expressions {
     }
 
     fn add(mut self, name: &str, data: impl FnOnce(&mut Attributes)) -> Self {
-        self.list.nested(1, |element| {
-            element.text(1, name);
-            element.nested(2, data);
+        self.list.nested(NFTA_LIST_ELEM, |element| {
+            element.text(NFTA_EXPR_NAME, name);
+            element.nested(NFTA_EXPR_DATA, data);
         });
         self
     }
 
     /// Allocates registers after the loaded ones, for a key of several parts.
     fn next_register(&mut self, length: u32) -> u32 {
-        let register = FIRST + self.used;
+        let register = NFT_REG32_00 + self.used;
         self.used += length.div_ceil(4);
         register
     }
@@ -165,51 +173,50 @@ impl Expressions {
         };
         let register = self.next_register(length);
         let key = match key {
-            Meta::InName => 6,
-            Meta::Nfproto => 15,
-            Meta::L4proto => 16,
+            Meta::InName => NFT_META_IIFNAME,
+            Meta::Nfproto => NFT_META_NFPROTO,
+            Meta::L4proto => NFT_META_L4PROTO,
         };
         self.add("meta", |e| {
-            e.number(1, register);
-            e.number(2, key);
+            e.number(NFTA_META_DREG, register);
+            e.number(NFTA_META_KEY, key);
         })
     }
 
     pub(super) fn field(mut self, field: Field) -> Self {
         let register = self.next_register(field.length);
         let base = match field.base {
-            Base::Link => 0,
-            Base::Network => 1,
-            Base::Transport => 2,
+            Base::Link => NFT_PAYLOAD_LL_HEADER,
+            Base::Network => NFT_PAYLOAD_NETWORK_HEADER,
+            Base::Transport => NFT_PAYLOAD_TRANSPORT_HEADER,
         };
         self.add("payload", |e| {
-            e.number(1, register);
-            e.number(2, base);
-            e.number(3, field.offset);
-            e.number(4, field.length);
+            e.number(NFTA_PAYLOAD_DREG, register);
+            e.number(NFTA_PAYLOAD_BASE, base);
+            e.number(NFTA_PAYLOAD_OFFSET, field.offset);
+            e.number(NFTA_PAYLOAD_LEN, field.length);
         })
     }
 
     /// Matches packets whose destination address belongs to this host: `fib daddr type local` (rtnetlink(7), `RTN_*`).
     pub(super) fn destination_is_local(mut self) -> Self {
-        /// The route type of the host's own addresses (`RTN_LOCAL`).
-        const LOCAL: u32 = 2;
+        /// The route type of the host's own addresses (linux/rtnetlink.h).
+        const RTN_LOCAL: u32 = 2;
         let register = self.next_register(4);
-        // NFT_FIB_RESULT_ADDRTYPE, NFTA_FIB_F_DADDR.
         self.add("fib", |e| {
-            e.number(1, register);
-            e.number(2, 3);
-            e.number(3, 2);
+            e.number(NFTA_FIB_DREG, register);
+            e.number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE);
+            e.number(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR);
         })
-        .is(&LOCAL.to_ne_bytes())
+        .is(&RTN_LOCAL.to_ne_bytes())
     }
 
     /// Matches if any of `bits` is set in the connection's state or status.
     fn connection(mut self, key: u32, bits: u32) -> Self {
         let register = self.next_register(4);
         self.add("ct", |e| {
-            e.number(1, register);
-            e.number(2, key);
+            e.number(NFTA_CT_DREG, register);
+            e.number(NFTA_CT_KEY, key);
         })
         .masked(&bits.to_ne_bytes())
         .compare(false, &[0; 4])
@@ -217,29 +224,29 @@ impl Expressions {
 
     /// Matches connections whose destination was rewritten (`ct status dnat`).
     pub(super) fn redirected(self) -> Self {
-        /// `IPS_DST_NAT` (linux/netfilter/nf_conntrack_common.h).
-        const DESTINATION_NAT: u32 = 1 << 5;
-        self.connection(2, DESTINATION_NAT)
+        /// A bit of linux/netfilter/nf_conntrack_common.h.
+        const IPS_DST_NAT: u32 = 1 << 5;
+        self.connection(NFT_CT_STATUS, IPS_DST_NAT)
     }
 
     fn masked(self, mask: &[u8]) -> Self {
         let length = u32::try_from(mask.len()).unwrap_or(0);
-        let register = FIRST + self.used - length.div_ceil(4);
+        let register = NFT_REG32_00 + self.used - length.div_ceil(4);
         self.add("bitwise", |e| {
-            e.number(1, register);
-            e.number(2, register);
-            e.number(3, length);
-            e.nested(4, |data| data.bytes(1, mask));
-            e.nested(5, |data| data.bytes(1, &vec![0; mask.len()]));
+            e.number(NFTA_BITWISE_SREG, register);
+            e.number(NFTA_BITWISE_DREG, register);
+            e.number(NFTA_BITWISE_LEN, length);
+            e.nested(NFTA_BITWISE_MASK, |data| data.bytes(NFTA_DATA_VALUE, mask));
+            e.nested(NFTA_BITWISE_XOR, |data| data.bytes(NFTA_DATA_VALUE, &vec![0; mask.len()]));
         })
     }
 
     fn compare(mut self, equal: bool, value: &[u8]) -> Self {
         self.used = 0;
         self.add("cmp", |e| {
-            e.number(1, FIRST);
-            e.number(2, u32::from(!equal));
-            e.nested(3, |data| data.bytes(1, value));
+            e.number(NFTA_CMP_SREG, NFT_REG32_00);
+            e.number(NFTA_CMP_OP, if equal { NFT_CMP_EQ } else { NFT_CMP_NEQ });
+            e.nested(NFTA_CMP_DATA, |data| data.bytes(NFTA_DATA_VALUE, value));
         })
     }
 
@@ -262,9 +269,9 @@ impl Expressions {
     pub(super) fn in_set(mut self, set: &str, is: bool) -> Self {
         self.used = 0;
         self.add("lookup", |e| {
-            e.text(1, set);
-            e.number(2, FIRST);
-            e.number(5, u32::from(!is));
+            e.text(NFTA_LOOKUP_SET, set);
+            e.number(NFTA_LOOKUP_SREG, NFT_REG32_00);
+            e.number(NFTA_LOOKUP_FLAGS, if is { 0 } else { NFT_LOOKUP_F_INV });
         })
     }
 
@@ -272,9 +279,9 @@ impl Expressions {
     pub(super) fn verdict_of(mut self, map: &str) -> Self {
         self.used = 0;
         self.add("lookup", |e| {
-            e.text(1, map);
-            e.number(2, FIRST);
-            e.number(3, 0);
+            e.text(NFTA_LOOKUP_SET, map);
+            e.number(NFTA_LOOKUP_SREG, NFT_REG32_00);
+            e.number(NFTA_LOOKUP_DREG, NFT_REG_VERDICT);
         })
     }
 
@@ -282,18 +289,17 @@ impl Expressions {
     /// none.
     pub(super) fn redirect_by(mut self, map: &str, version: IpVersion) -> Self {
         self.used = 0;
-        let port = FIRST + version.destination().length.div_ceil(4);
+        let port = NFT_REG32_00 + version.destination().length.div_ceil(4);
         self.add("lookup", |e| {
-            e.text(1, map);
-            e.number(2, FIRST);
-            e.number(3, FIRST);
+            e.text(NFTA_LOOKUP_SET, map);
+            e.number(NFTA_LOOKUP_SREG, NFT_REG32_00);
+            e.number(NFTA_LOOKUP_DREG, NFT_REG32_00);
         })
         .add("nat", |e| {
-            // NFT_NAT_DNAT.
-            e.number(1, 1);
-            e.number(2, u32::from(version.number()));
-            e.number(3, FIRST);
-            e.number(5, port);
+            e.number(NFTA_NAT_TYPE, NFT_NAT_DNAT);
+            e.number(NFTA_NAT_FAMILY, u32::from(version.number()));
+            e.number(NFTA_NAT_REG_ADDR_MIN, NFT_REG32_00);
+            e.number(NFTA_NAT_REG_PROTO_MIN, port);
         })
     }
 
@@ -303,8 +309,8 @@ impl Expressions {
 
     pub(super) fn verdict(self, verdict: Verdict<'_>) -> Self {
         self.add("immediate", |e| {
-            e.number(1, 0);
-            e.nested(2, |data| verdict.write(data));
+            e.number(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
+            e.nested(NFTA_IMMEDIATE_DATA, |data| verdict.write(data));
         })
     }
 }

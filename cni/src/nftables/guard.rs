@@ -10,12 +10,13 @@ use super::expression::{Expressions, IpVersion, Meta, Verdict, bytes};
 use super::message::Family;
 use super::sets::{GUARD, GUARD_BRIDGES};
 use super::table::{self, Chain, Hook, TablePart};
+use super::uapi::NF_INET_FORWARD;
 use super::{Removal, Rules, foreign};
 use crate::Result;
 use crate::result::CniResult;
 
-/// `NF_INET_FORWARD` at the usual priority of filters.
-const FORWARD: Hook = Hook { kind: "filter", place: 2, priority: 0 };
+/// The hook of packets that the host forwards, at the usual priority of filters.
+const FORWARD: Hook = Hook { kind: "filter", place: NF_INET_FORWARD, priority: 0 };
 
 /// The names of the sets of one IP version: pods, and pairs of bridge and pod.
 fn names(version: IpVersion) -> (&'static str, &'static str) {

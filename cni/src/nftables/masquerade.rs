@@ -11,12 +11,13 @@ use super::expression::{Expressions, IpVersion, Verdict, bytes};
 use super::message::Family;
 use super::sets::MASQUERADE;
 use super::table::{self, Chain, Hook, JUMPED_TO, TablePart};
+use super::uapi::NF_INET_POST_ROUTING;
 use super::{Removal, Rules, blocking};
 use crate::Result;
 use crate::result::CniResult;
 
-/// `NF_INET_POST_ROUTING` at the priority of source NAT.
-pub(super) const POSTROUTING: Hook = Hook { kind: "nat", place: 4, priority: 100 };
+/// The hook of packets that leave the host, at the priority of source NAT.
+pub(super) const POSTROUTING: Hook = Hook { kind: "nat", place: NF_INET_POST_ROUTING, priority: 100 };
 
 pub(super) fn name_of(set: usize) -> &'static str {
     MASQUERADE.get(set).map_or("", |set| set.name)
@@ -53,6 +54,14 @@ pub(crate) async fn remove_unused(installed: &super::InstalledParts) -> Result<(
 pub(crate) async fn remove(rules: &Rules<'_>, result: &CniResult) -> Result<()> {
     let elements = result.ips.iter().map(|ip| element(&ip.address)).collect();
     super::release(&rules.owner, &MASQUERADE, Removal::of(rules, result, elements)).await
+}
+
+/// A chain that masquerades the packets of every IPv4 address.
+pub(super) fn of_all_packets() -> TablePart {
+    let name = "masquerade-all".to_owned();
+    let rules = vec![Expressions::default().masquerade()];
+    let chains = vec![Chain { name: name.clone(), hook: Some(POSTROUTING), rules }];
+    TablePart { name, family: Family::Ip, sets: Vec::new(), chains }
 }
 
 fn base() -> TablePart {

@@ -6,7 +6,7 @@
 //! hash, with the attachment as their comment. An attachment is therefore one batch of elements, and its elements can
 //! be found when all its other state is lost.
 //!
-//! * [`message`], [`expression`]: the wire format
+//! * [`message`], [`expression`], [`uapi`]: the wire format
 //! * [`sets`]: the sets and maps; [`elements`]: their elements; [`comment`]: the owners of elements
 //! * [`table`]: installs the tables; [`chains`]: the chains on the host
 //! * [`masquerade`]: source NAT; [`ports`]: host ports; [`spoof`]: drops frames with a foreign source address
@@ -28,6 +28,7 @@ pub(crate) mod ports;
 mod sets;
 pub(crate) mod spoof;
 mod table;
+mod uapi;
 mod watch;
 
 use std::collections::{HashMap, HashSet};
@@ -172,6 +173,12 @@ pub(crate) fn first_obstacle(packets: &[Packet]) -> std::io::Result<Option<Strin
         }
     }
     Ok(None)
+}
+
+/// Installs a rule that masquerades all packets, to find out whether the kernel supports it. On the calling thread, in its
+/// network namespace.
+pub(crate) fn try_masquerade() -> std::io::Result<()> {
+    table::add(&InstalledParts::default(), &[masquerade::of_all_packets()], &[], &Comment::new("", "", ""))
 }
 
 /// Removes the tables if they contain no elements of attachments.

@@ -20,6 +20,7 @@ use super::masquerade::POSTROUTING;
 use super::message::Family;
 use super::sets::PORTS;
 use super::table::{self, Chain, Hook, JUMPED_TO, TablePart};
+use super::uapi::{NF_INET_LOCAL_OUT, NF_INET_PRE_ROUTING};
 use super::{Removal, Rules, blocking};
 use crate::{Protocol, Result};
 
@@ -153,17 +154,17 @@ fn base() -> TablePart {
         family: Family::Inet,
         sets: PORTS.to_vec(),
         chains: vec![
-            // NF_INET_PRE_ROUTING, before conntrack translates addresses: answers to this host's own packets still have
+            // Before conntrack translates addresses: answers to this host's own packets still have
             // their translated destination.
             chain(
                 "localhost",
-                Some(Hook { kind: "filter", place: 0, priority: -300 }),
+                Some(Hook { kind: "filter", place: NF_INET_PRE_ROUTING, priority: -300 }),
                 vec![only_from_loopback()],
             ),
             chain("ports", None, IpVersion::BOTH.into_iter().flat_map(find).collect()),
-            chain("ports-in", Some(here(0)), look_up()),
-            // NF_INET_LOCAL_OUT: connections of this host.
-            chain("ports-out", Some(here(3)), look_up()),
+            chain("ports-in", Some(here(NF_INET_PRE_ROUTING)), look_up()),
+            // Connections of this host.
+            chain("ports-out", Some(here(NF_INET_LOCAL_OUT)), look_up()),
             chain("hairpin", Some(POSTROUTING), IpVersion::BOTH.map(back).into()),
         ],
     }

@@ -6,13 +6,14 @@ use super::expression::{Expressions, Meta, SOURCE_MAC, Verdict};
 use super::message::Family;
 use super::sets::SPOOF;
 use super::table::{self, Chain, Hook, TablePart};
+use super::uapi::NF_BR_PRE_ROUTING;
 use super::{Removal, Rules, blocking};
 use crate::Result;
 use crate::mac::parse_mac;
 use crate::result::CniResult;
 
-/// `NF_BR_PRE_ROUTING`, before the other hooks (linux/netfilter_bridge.h, `NF_BR_PRI_FILTER_BRIDGED`).
-const PREROUTING: Hook = Hook { kind: "filter", place: 0, priority: -300 };
+/// Before the other hooks (linux/netfilter_bridge.h, `NF_BR_PRI_FILTER_BRIDGED`).
+const PREROUTING: Hook = Hook { kind: "filter", place: NF_BR_PRE_ROUTING, priority: -300 };
 
 /// Allows only frames from `mac` on the link `name`.
 pub(crate) async fn allow(rules: &Rules<'_>, name: &str, mac: &[u8]) -> Result<()> {

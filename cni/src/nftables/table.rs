@@ -3,19 +3,25 @@
 use std::collections::HashMap;
 use std::io;
 
+use netlink_packet_core::{NLA_F_NESTED, NLM_F_APPEND, NLM_F_CREATE};
 use rustix::io::Errno;
 
 use super::chains::chains;
 use super::comment::Comment;
 use super::elements::{self, Element};
 use super::expression::Expressions;
-use super::message::{
-    APPEND, Batch, CREATE, DELETE_CHAIN, DELETE_RULE, DELETE_TABLE, Family, GET_RULE, NEW_CHAIN, NEW_ELEMENT,
-    NEW_RULE, NEW_SET, NEW_TABLE, generation, list,
-};
+use super::message::{Batch, Family, generation, list};
 use super::sets::{self, Set};
+use super::uapi::{
+    NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELTABLE, NFT_MSG_GETRULE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE,
+    NFT_MSG_NEWSET, NFT_MSG_NEWSETELEM, NFT_MSG_NEWTABLE, NFT_SET_MAP, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME,
+    NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE, NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_SET_DATA_LEN, NFTA_SET_DATA_TYPE, NFTA_SET_FLAGS,
+    NFTA_SET_ID, NFTA_SET_KEY_LEN, NFTA_SET_KEY_TYPE, NFTA_SET_NAME, NFTA_SET_TABLE, NFTA_SET_USERDATA,
+    NFTA_TABLE_NAME,
+};
 use super::{ChainRules, InstalledParts, TABLE};
-use crate::attributes::{attribute, text_of};
+use crate::netlink::attributes::{attribute, text_of};
 
 /// The prefix of chains that only elements of a map jump to. They are removed when no element does.
 pub(super) const JUMPED_TO: &str = "of-";
@@ -63,7 +69,7 @@ pub(super) fn add(
             part.write(&mut batch, place == 0);
         }
         for element in elements {
-            element.write(&mut batch, NEW_ELEMENT, Some(owner));
+            element.write(&mut batch, NFT_MSG_NEWSETELEM, Some(owner));
         }
         batch
     };
@@ -84,7 +90,7 @@ impl TablePart {
     /// Writes the sets and chains. The rules replace the existing rules of the chains.
     fn write(&self, batch: &mut Batch, first: bool) {
         if first {
-            batch.message(NEW_TABLE, CREATE, |m| m.text(1, TABLE));
+            batch.message(NFT_MSG_NEWTABLE, NLM_F_CREATE, |m| m.text(NFTA_TABLE_NAME, TABLE));
         }
         for (place, set) in self.sets.iter().enumerate() {
             set.write(batch, u32::try_from(place + 1).unwrap_or(1));
@@ -93,15 +99,15 @@ impl TablePart {
             chain.write(batch);
         }
         for chain in &self.chains {
-            batch.message(DELETE_RULE, 0, |m| {
-                m.text(1, TABLE);
-                m.text(2, &chain.name);
+            batch.message(NFT_MSG_DELRULE, 0, |m| {
+                m.text(NFTA_RULE_TABLE, TABLE);
+                m.text(NFTA_RULE_CHAIN, &chain.name);
             });
             for rule in &chain.rules {
-                batch.message(NEW_RULE, CREATE | APPEND, |m| {
-                    m.text(1, TABLE);
-                    m.text(2, &chain.name);
-                    m.bytes(4 | 0x8000, rule.as_attributes().as_bytes());
+                batch.message(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, |m| {
+                    m.text(NFTA_RULE_TABLE, TABLE);
+                    m.text(NFTA_RULE_CHAIN, &chain.name);
+                    m.bytes(NFTA_RULE_EXPRESSIONS | NLA_F_NESTED, rule.as_attributes().as_bytes());
                 });
             }
         }
@@ -110,24 +116,23 @@ impl TablePart {
 
 impl Set {
     fn write(&self, batch: &mut Batch, id: u32) {
-        /// The flag of a set whose elements have data (`NFT_SET_MAP`).
-        const MAP: u32 = 8;
-        batch.message(NEW_SET, CREATE, |m| {
-            m.text(1, TABLE);
-            m.text(2, self.name);
-            m.number(3, if self.value.is_some() { MAP } else { 0 });
-            m.number(4, self.key.number);
-            m.number(5, self.key.length);
+        batch.message(NFT_MSG_NEWSET, NLM_F_CREATE, |m| {
+            m.text(NFTA_SET_TABLE, TABLE);
+            m.text(NFTA_SET_NAME, self.name);
+            m.number(NFTA_SET_FLAGS, if self.value.is_some() { NFT_SET_MAP } else { 0 });
+            m.number(NFTA_SET_KEY_TYPE, self.key.number);
+            m.number(NFTA_SET_KEY_LEN, self.key.length);
             if let Some(value) = self.value {
-                m.number(6, value.number);
-                m.number(7, value.length);
+                m.number(NFTA_SET_DATA_TYPE, value.number);
+                m.number(NFTA_SET_DATA_LEN, value.length);
             }
-            m.number(10, id);
+            m.number(NFTA_SET_ID, id);
             if self.key.is_text() {
-                // nft(8)'s own annotation of the byte order (`NFTNL_UDATA_SET_KEYBYTEORDER`): without it, nft shows
-                // names backwards.
-                const HOST_ENDIAN: u32 = 1;
-                m.bytes(13, &[&[0, 4][..], &HOST_ENDIAN.to_ne_bytes()].concat());
+                // nft(8)'s own annotation of the byte order (libnftnl's udata.h: type, length, value): without it, nft
+                // shows names backwards.
+                const NFTNL_UDATA_SET_KEYBYTEORDER: u8 = 0;
+                const HOST_ENDIAN: [u8; 4] = 1_u32.to_ne_bytes();
+                m.bytes(NFTA_SET_USERDATA, &[&[NFTNL_UDATA_SET_KEYBYTEORDER, 4][..], &HOST_ENDIAN].concat());
             }
         });
     }
@@ -135,15 +140,15 @@ impl Set {
 
 impl Chain {
     fn write(&self, batch: &mut Batch) {
-        batch.message(NEW_CHAIN, CREATE, |m| {
-            m.text(1, TABLE);
-            m.text(3, &self.name);
+        batch.message(NFT_MSG_NEWCHAIN, NLM_F_CREATE, |m| {
+            m.text(NFTA_CHAIN_TABLE, TABLE);
+            m.text(NFTA_CHAIN_NAME, &self.name);
             if let Some(hook) = self.hook {
-                m.nested(4, |data| {
-                    data.number(1, hook.place);
-                    data.bytes(2, &hook.priority.to_be_bytes());
+                m.nested(NFTA_CHAIN_HOOK, |data| {
+                    data.number(NFTA_HOOK_HOOKNUM, hook.place);
+                    data.bytes(NFTA_HOOK_PRIORITY, &hook.priority.to_be_bytes());
                 });
-                m.text(7, hook.kind);
+                m.text(NFTA_CHAIN_TYPE, hook.kind);
             }
         });
     }
@@ -156,11 +161,13 @@ pub(super) fn has_rules(expected: &[ChainRules]) -> io::Result<bool> {
         if expected.peek().is_none() {
             continue;
         }
-        let bodies = list(family, GET_RULE, |m| m.text(1, TABLE))?;
+        let bodies = list(family, NFT_MSG_GETRULE, |m| m.text(NFTA_RULE_TABLE, TABLE))?;
         let mut counts: HashMap<String, usize> = HashMap::new();
         // Older kernels list the rules of all tables.
-        let own = bodies.iter().filter(|body| attribute(body, 1).map(text_of).as_deref() == Some(TABLE));
-        for chain in own.filter_map(|body| attribute(body, 2)) {
+        let own = bodies
+            .iter()
+            .filter(|body| attribute(body, NFTA_RULE_TABLE).map(text_of).as_deref() == Some(TABLE));
+        for chain in own.filter_map(|body| attribute(body, NFTA_RULE_CHAIN)) {
             *counts.entry(text_of(chain)).or_default() += 1;
         }
         if expected.any(|rules| counts.get(&rules.chain).copied().unwrap_or_default() != rules.count) {
@@ -189,7 +196,7 @@ pub(super) fn remove_if_unused() -> io::Result<bool> {
                 (Family::Inet, true) => Batch::since(family, generation),
                 (_, true) => Batch::new(family),
             };
-            batch.message(DELETE_TABLE, 0, |m| m.text(1, TABLE));
+            batch.message(NFT_MSG_DELTABLE, 0, |m| m.text(NFTA_TABLE_NAME, TABLE));
             match batch.send() {
                 Err(error) if error.raw_os_error() == Some(RESTART) => restart = true,
                 Err(error) if error.raw_os_error() == Some(Errno::NOENT.raw_os_error()) => {}
@@ -218,9 +225,9 @@ pub(super) fn remove_unused_chains(installed: &InstalledParts) -> io::Result<()>
             continue;
         }
         let mut batch = Batch::new(Family::Inet);
-        batch.message(DELETE_CHAIN, 0, |m| {
-            m.text(1, TABLE);
-            m.text(3, &chain.name);
+        batch.message(NFT_MSG_DELCHAIN, 0, |m| {
+            m.text(NFTA_CHAIN_TABLE, TABLE);
+            m.text(NFTA_CHAIN_NAME, &chain.name);
         });
         if batch.send().is_ok() {
             installed.clear();

@@ -13,13 +13,16 @@ use rustix::net::sockopt;
 
 use super::TABLE;
 use super::comment::Comment;
-use super::message::{
-    self, DELETE_CHAIN, DELETE_ELEMENT, DELETE_RULE, DELETE_SET, DELETE_TABLE, NEW_CHAIN, NEW_RULE,
+use super::uapi::{
+    NFT_MSG_DELCHAIN, NFT_MSG_DELRULE, NFT_MSG_DELSET, NFT_MSG_DELSETELEM, NFT_MSG_DELTABLE,
+    NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE, NFTA_SET_ELEM_LIST_ELEMENTS, NFTA_SET_ELEM_USERDATA, NFTA_TABLE_NAME,
 };
-use crate::attributes::{attribute, attributes, text_of};
+use crate::netlink::attributes::{attribute, attributes, text_of};
+use crate::netlink::messages::messages;
+use crate::netlink::netfilter::{Subsystem, attributes_of, is_own};
 
-/// `NFNLGRP_NFTABLES` (linux/netfilter/nfnetlink.h): notifications of changes in nftables.
-const GROUP: u32 = 7;
+/// The group of notifications of changes in nftables (linux/netfilter/nfnetlink.h).
+const NFNLGRP_NFTABLES: u32 = 7;
 
 /// The delay between changes that remove nothing and the next read.
 const DELAY: Duration = Duration::from_millis(50);
@@ -47,23 +50,21 @@ impl Loss {
 
     /// Adds the changes of received messages, except for changes of this process.
     fn add(&mut self, buffer: &[u8]) {
-        /// `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE`, `NFTA_SET_ELEM_LIST_TABLE`.
-        const NAME: u16 = 1;
-        /// `NFTA_SET_ELEM_LIST_ELEMENTS`, and in each `NFTA_SET_ELEM_USERDATA`.
-        const ELEMENTS: u16 = 3;
-        const COMMENT: u16 = 6;
-        for message in message::messages(buffer).filter(|message| !message::is_own(message.port)) {
-            let Some(body) = message.body.get(4..) else { continue };
-            if attribute(body, NAME).map(text_of).as_deref() != Some(TABLE) {
+        for message in messages(buffer).filter(|message| !is_own(message.header.port_number)) {
+            let body = attributes_of(&message);
+            // `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE` and `NFTA_SET_ELEM_LIST_TABLE` have the same number.
+            if attribute(body, NFTA_TABLE_NAME).map(text_of).as_deref() != Some(TABLE) {
                 continue;
             }
-            let Some(kind) = message.kind.checked_sub(message::SUBSYSTEM) else { continue };
+            let Some(kind) = Subsystem::Nftables.message(message.header.message_type) else { continue };
             match kind {
-                DELETE_TABLE | DELETE_SET => self.everything = true,
-                DELETE_RULE | NEW_RULE | DELETE_CHAIN | NEW_CHAIN => self.rules = true,
-                DELETE_ELEMENT => {
-                    let elements = attribute(body, ELEMENTS).into_iter().flat_map(attributes);
-                    let comments = elements.filter_map(|(_, element)| attribute(element, COMMENT));
+                NFT_MSG_DELTABLE | NFT_MSG_DELSET => self.everything = true,
+                NFT_MSG_DELRULE | NFT_MSG_NEWRULE | NFT_MSG_DELCHAIN | NFT_MSG_NEWCHAIN => self.rules = true,
+                NFT_MSG_DELSETELEM => {
+                    let elements =
+                        attribute(body, NFTA_SET_ELEM_LIST_ELEMENTS).into_iter().flat_map(attributes);
+                    let comments =
+                        elements.filter_map(|(_, element)| attribute(element, NFTA_SET_ELEM_USERDATA));
                     self.elements.extend(comments.filter_map(Comment::of_data));
                 }
                 _ => {}
@@ -86,7 +87,7 @@ impl RuleWatch {
         // Only root may set this size. With a smaller buffer, more notifications are lost, and more is checked again.
         let _without_right = sockopt::set_socket_recv_buffer_size_force(socket.socket_ref(), BUFFER_SIZE);
         socket.socket_mut().bind_auto()?;
-        socket.socket_mut().add_membership(GROUP)?;
+        socket.socket_mut().add_membership(NFNLGRP_NFTABLES)?;
         Ok(Self { socket })
     }
 

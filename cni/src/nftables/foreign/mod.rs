@@ -14,12 +14,14 @@ use ipnet::IpNet;
 
 use super::TABLE;
 use super::chains::{InstalledChain, chains};
-use super::message::{Family, GET_ELEMENT, GET_RULE, list};
-use crate::attributes::{attribute, attributes, text_of};
+use super::message::{Family, list};
+use super::uapi::{
+    NF_DROP, NF_INET_FORWARD, NFT_MSG_GETRULE, NFT_MSG_GETSETELEM, NFTA_DATA_VALUE, NFTA_RULE_CHAIN,
+    NFTA_RULE_EXPRESSIONS, NFTA_RULE_TABLE, NFTA_SET_ELEM_KEY, NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE,
+};
+use crate::netlink::attributes::{attribute, attributes, text_of};
 use rule::{ForeignRule, Match, Outcome};
-
-/// The hook of packets that the host forwards (`NF_INET_FORWARD`).
-const FORWARD: u32 = 2;
 
 /// The maximum depth of jumps between chains (the kernel's `NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;
@@ -28,7 +30,9 @@ const DEPTH: usize = 16;
 pub(super) fn closing_chain(hook: u32) -> io::Result<Option<String>> {
     for family in [Family::Inet, Family::Ip, Family::Ip6] {
         let closes = |chain: &InstalledChain| {
-            chain.table != TABLE && chain.hook.is_some_and(|(at, _)| at == hook) && chain.policy == Some(0)
+            chain.table != TABLE
+                && chain.hook.is_some_and(|(at, _)| at == hook)
+                && chain.policy == Some(NF_DROP)
         };
         if let Some(chain) = chains(family)?.into_iter().find(closes) {
             return Ok(Some(format!("chain {} of table {}", chain.name, chain.table)));
@@ -55,15 +59,16 @@ fn in_nftables(packet: &Packet) -> io::Result<Option<String>> {
     let own = if packet.from.addr().is_ipv4() { Family::Ip } else { Family::Ip6 };
     for family in [Family::Inet, own] {
         let all = chains(family)?;
-        let forwards =
-            |chain: &&InstalledChain| chain.hook.is_some_and(|(at, _)| at == FORWARD) && chain.table != TABLE;
+        let forwards = |chain: &&InstalledChain| {
+            chain.hook.is_some_and(|(at, _)| at == NF_INET_FORWARD) && chain.table != TABLE
+        };
         for chain in all.iter().filter(forwards) {
             let table = Table { family, name: &chain.table };
             let outcome = table.walk(&chain.name, packet, 0)?;
             let dropped = match outcome {
                 Outcome::Dropped => true,
                 Outcome::Unknown | Outcome::Accepted => false,
-                Outcome::Undecided => chain.policy == Some(0),
+                Outcome::Undecided => chain.policy == Some(NF_DROP),
             };
             if dropped {
                 return Ok(Some(format!(
@@ -121,24 +126,34 @@ impl Table<'_> {
 
     /// Lists the rules of one chain only: a table may have very many, for services.
     fn rules(&self, chain: &str) -> io::Result<Vec<ForeignRule>> {
-        let bodies = list(self.family, GET_RULE, |m| {
-            m.text(1, self.name);
-            m.text(2, chain);
+        let bodies = list(self.family, NFT_MSG_GETRULE, |m| {
+            m.text(NFTA_RULE_TABLE, self.name);
+            m.text(NFTA_RULE_CHAIN, chain);
         })?;
         let is_of = |body: &&Vec<u8>, kind: u16, name: &str| {
             attribute(body, kind).map(text_of).as_deref() == Some(name)
         };
-        let of_chain = bodies.iter().filter(|body| is_of(body, 1, self.name) && is_of(body, 2, chain));
-        Ok(of_chain.map(|body| ForeignRule::parse(attribute(body, 4).unwrap_or_default())).collect())
+        let of_chain = bodies
+            .iter()
+            .filter(|body| is_of(body, NFTA_RULE_TABLE, self.name) && is_of(body, NFTA_RULE_CHAIN, chain));
+        let parse =
+            |body: &Vec<u8>| ForeignRule::parse(attribute(body, NFTA_RULE_EXPRESSIONS).unwrap_or_default());
+        Ok(of_chain.map(parse).collect())
     }
 
     /// Lists the keys of a set.
     fn keys(&self, set: &str) -> io::Result<Vec<Vec<u8>>> {
-        let bodies = list(self.family, GET_ELEMENT, |m| {
-            m.text(1, self.name);
-            m.text(2, set);
+        let bodies = list(self.family, NFT_MSG_GETSETELEM, |m| {
+            m.text(NFTA_SET_ELEM_LIST_TABLE, self.name);
+            m.text(NFTA_SET_ELEM_LIST_SET, set);
         })?;
-        let elements = bodies.iter().filter_map(|body| attribute(body, 3)).flat_map(attributes);
-        Ok(elements.filter_map(|(_, element)| Some(attribute(attribute(element, 1)?, 1)?.to_vec())).collect())
+        let elements = bodies
+            .iter()
+            .filter_map(|body| attribute(body, NFTA_SET_ELEM_LIST_ELEMENTS))
+            .flat_map(attributes);
+        let key = |element: &[u8]| {
+            Some(attribute(attribute(element, NFTA_SET_ELEM_KEY)?, NFTA_DATA_VALUE)?.to_vec())
+        };
+        Ok(elements.filter_map(|(_, element)| key(element)).collect())
     }
 }

@@ -7,7 +7,18 @@ use std::io;
 use std::net::IpAddr;
 
 use super::Packet;
-use crate::attributes::{attribute, attributes, text_of};
+use crate::netlink::attributes::{attribute, attributes, text_of};
+use crate::nftables::uapi::{
+    NF_ACCEPT, NF_DROP, NFPROTO_IPV4, NFPROTO_IPV6, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CONTINUE, NFT_CT_STATE,
+    NFT_CT_STATUS, NFT_GOTO, NFT_JUMP, NFT_LOOKUP_F_INV, NFT_META_IIFNAME, NFT_META_L4PROTO, NFT_META_MARK,
+    NFT_META_NFPROTO, NFT_META_OIFNAME, NFT_PAYLOAD_NETWORK_HEADER, NFT_REG_1, NFT_REG_4, NFT_REG_VERDICT,
+    NFT_REG32_00, NFT_RETURN, NFTA_BITWISE_DREG, NFTA_BITWISE_MASK, NFTA_BITWISE_SREG, NFTA_BITWISE_XOR,
+    NFTA_CMP_DATA, NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_CT_KEY, NFTA_DATA_VALUE, NFTA_DATA_VERDICT,
+    NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_IMMEDIATE_DATA, NFTA_IMMEDIATE_DREG, NFTA_LOOKUP_DREG,
+    NFTA_LOOKUP_FLAGS, NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_MATCH_INFO, NFTA_MATCH_NAME, NFTA_META_DREG,
+    NFTA_META_KEY, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET, NFTA_TARGET_NAME,
+    NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
+};
 
 /// Whether a packet matches a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,10 +97,14 @@ pub(super) struct ForeignRule {
 /// `NF_CT_STATE_BIT(IP_CT_NEW)`: the connection state of a first packet.
 const NEW: u32 = 8;
 
+/// The attribute of the register that an expression loads: the same for all of them (`NFTA_PAYLOAD_DREG` and so on).
+const DREG: u16 = NFTA_META_DREG;
+
 impl ForeignRule {
     pub(super) fn parse(list: &[u8]) -> Self {
         let expressions = attributes(list).filter_map(|(_, element)| {
-            Some((text_of(attribute(element, 1)?), attribute(element, 2).unwrap_or_default().to_vec()))
+            let name = text_of(attribute(element, NFTA_EXPR_NAME)?);
+            Some((name, attribute(element, NFTA_EXPR_DATA).unwrap_or_default().to_vec()))
         });
         Self { expressions: expressions.collect() }
     }
@@ -104,33 +119,36 @@ impl ForeignRule {
         let mut matches = Match::Yes;
         for (name, data) in &self.expressions {
             let number = |kind: u16| number(data, kind);
-            let load = |loaded: Loaded| number(1).map(|register| (first_of(register), (loaded, None)));
+            let load = |loaded: Loaded| number(DREG).map(|register| (first_of(register), (loaded, None)));
             match name.as_str() {
-                "meta" => registers.extend(load(meta(number(2)))),
-                "ct" => registers.extend(load(match number(2) {
-                    Some(0) => Loaded::State,
-                    Some(2) => Loaded::Status,
+                "meta" => registers.extend(load(meta(number(NFTA_META_KEY)))),
+                "ct" => registers.extend(load(match number(NFTA_CT_KEY) {
+                    Some(NFT_CT_STATE) => Loaded::State,
+                    Some(NFT_CT_STATUS) => Loaded::Status,
                     _ => Loaded::Other,
                 })),
                 "payload" => registers.extend(load(payload(data, packet))),
                 "bitwise" => mask(data, &mut registers),
                 "cmp" => matches = matches.and(compare(data, &registers, packet)),
-                "lookup" if number(3).is_none() => {
-                    let set = attribute(data, 1).map(text_of).unwrap_or_default();
-                    let loaded = number(2).and_then(|register| registers.get(&first_of(register)));
-                    let not = number(5) == Some(1);
+                "lookup" if number(NFTA_LOOKUP_DREG).is_none() => {
+                    let set = attribute(data, NFTA_LOOKUP_SET).map(text_of).unwrap_or_default();
+                    let loaded =
+                        number(NFTA_LOOKUP_SREG).and_then(|register| registers.get(&first_of(register)));
+                    let not = number(NFTA_LOOKUP_FLAGS) == Some(NFT_LOOKUP_F_INV);
                     matches = matches.and(in_set(loaded, &keys(&set)?, packet).negated_if(not));
                 }
                 // A verdict map.
                 "lookup" => return Ok((matches.and(Match::Maybe), RuleVerdict::Unknown)),
                 "match" => matches = matches.and(iptables_match(data)),
-                "target" => match attribute(data, 1).map(text_of).as_deref() {
+                "target" => match attribute(data, NFTA_TARGET_NAME).map(text_of).as_deref() {
                     Some("REJECT" | "DROP") => return Ok((matches, RuleVerdict::Drop)),
                     Some("ACCEPT") => return Ok((matches, RuleVerdict::Accept)),
                     _ => {}
                 },
                 "reject" => return Ok((matches, RuleVerdict::Drop)),
-                "immediate" if number(1) == Some(0) => return Ok((matches, verdict(data))),
+                "immediate" if number(NFTA_IMMEDIATE_DREG) == Some(NFT_REG_VERDICT) => {
+                    return Ok((matches, verdict(data)));
+                }
                 // These expressions match every packet.
                 "counter" | "log" | "immediate" | "last" | "notrack" => {}
                 _ => {
@@ -149,29 +167,34 @@ fn number(data: &[u8], kind: u16) -> Option<u32> {
 
 /// Converts a register of 16 bytes to the first of its four registers of 4 bytes (`NFT_REG_1` is `NFT_REG32_00`).
 fn first_of(register: u32) -> u32 {
-    if (1..=4).contains(&register) { 8 + (register - 1) * 4 } else { register }
+    match register {
+        NFT_REG_1..=NFT_REG_4 => NFT_REG32_00 + (register - NFT_REG_1) * 4,
+        register => register,
+    }
 }
 
 fn meta(key: Option<u32>) -> Loaded {
     match key {
-        Some(3) => Loaded::Mark,
-        Some(6) => Loaded::InName,
-        Some(7) => Loaded::OutName,
-        Some(15) => Loaded::Nfproto,
-        Some(16) => Loaded::L4proto,
+        Some(NFT_META_MARK) => Loaded::Mark,
+        Some(NFT_META_IIFNAME) => Loaded::InName,
+        Some(NFT_META_OIFNAME) => Loaded::OutName,
+        Some(NFT_META_NFPROTO) => Loaded::Nfproto,
+        Some(NFT_META_L4PROTO) => Loaded::L4proto,
         _ => Loaded::Other,
     }
 }
 
 fn payload(data: &[u8], packet: &Packet) -> Loaded {
-    const NETWORK: u32 = 1;
     let start = if packet.from.addr().is_ipv4() { 12 } else { 8 };
     let width = if packet.from.addr().is_ipv4() { 4 } else { 16 };
-    let (base, offset, length) = (number(data, 2), number(data, 3), number(data, 4));
+    let number = |kind: u16| number(data, kind);
+    let (base, offset) = (number(NFTA_PAYLOAD_BASE), number(NFTA_PAYLOAD_OFFSET));
     let at = offset.and_then(|offset| usize::try_from(offset).ok()?.checked_sub(start));
-    let length = length.and_then(|length| usize::try_from(length).ok());
+    let length = number(NFTA_PAYLOAD_LEN).and_then(|length| usize::try_from(length).ok());
     match (base, at, length) {
-        (Some(NETWORK), Some(at), Some(length)) if at + length <= width => Loaded::Source { at, length },
+        (Some(NFT_PAYLOAD_NETWORK_HEADER), Some(at), Some(length)) if at + length <= width => {
+            Loaded::Source { at, length }
+        }
         _ => Loaded::Other,
     }
 }
@@ -179,21 +202,22 @@ fn payload(data: &[u8], packet: &Packet) -> Loaded {
 /// `bitwise`: applies a mask to the loaded value.
 fn mask(data: &[u8], registers: &mut HashMap<u32, (Loaded, Option<Vec<u8>>)>) {
     let of = |kind: u16| number(data, kind).map(first_of);
-    let (Some(from), Some(to)) = (of(1), of(2)) else { return };
+    let (Some(from), Some(to)) = (of(NFTA_BITWISE_SREG), of(NFTA_BITWISE_DREG)) else { return };
     let loaded = registers.get(&from).map_or(Loaded::Other, |(loaded, _)| *loaded);
-    let value = |kind: u16| attribute(data, kind).and_then(|value| attribute(value, 1));
-    let changes = value(5).is_some_and(|xor| xor.iter().any(|byte| *byte != 0));
-    let mask = value(4).filter(|_| !changes).map(<[u8]>::to_vec);
+    let value = |kind: u16| attribute(data, kind).and_then(|value| attribute(value, NFTA_DATA_VALUE));
+    let changes = value(NFTA_BITWISE_XOR).is_some_and(|xor| xor.iter().any(|byte| *byte != 0));
+    let mask = value(NFTA_BITWISE_MASK).filter(|_| !changes).map(<[u8]>::to_vec);
     let loaded = if mask.is_some() { loaded } else { Loaded::Other };
     registers.insert(to, (loaded, mask));
 }
 
 fn compare(data: &[u8], registers: &HashMap<u32, (Loaded, Option<Vec<u8>>)>, packet: &Packet) -> Match {
-    let loaded = number(data, 1).and_then(|register| registers.get(&first_of(register)));
-    let value = attribute(data, 3).and_then(|value| attribute(value, 1)).unwrap_or_default();
-    match (loaded, number(data, 2)) {
-        (Some((loaded, mask)), Some(operation @ (0 | 1))) => {
-            equals(*loaded, mask.as_deref(), value, packet).negated_if(operation == 1)
+    let loaded = number(data, NFTA_CMP_SREG).and_then(|register| registers.get(&first_of(register)));
+    let value = attribute(data, NFTA_CMP_DATA).and_then(|value| attribute(value, NFTA_DATA_VALUE));
+    let value = value.unwrap_or_default();
+    match (loaded, number(data, NFTA_CMP_OP)) {
+        (Some((loaded, mask)), Some(operation @ (NFT_CMP_EQ | NFT_CMP_NEQ))) => {
+            equals(*loaded, mask.as_deref(), value, packet).negated_if(operation == NFT_CMP_NEQ)
         }
         _ => Match::Maybe,
     }
@@ -208,7 +232,7 @@ fn equals(loaded: Loaded, mask: Option<&[u8]>, value: &[u8], packet: &Packet) ->
         // The packet leaves through another link; it is unknown which.
         Loaded::OutName if is_name(&packet.by, value) || is_name("lo", value) => Match::No,
         Loaded::OutName | Loaded::Other => Match::Maybe,
-        Loaded::Nfproto => Match::of(value == [if v4 { 2 } else { 10 }]),
+        Loaded::Nfproto => Match::of(value == [if v4 { NFPROTO_IPV4 } else { NFPROTO_IPV6 }]),
         Loaded::L4proto => Match::of(value == [TCP]),
         // Packets of pods have no mark unless a rule sets one.
         Loaded::Mark => Match::of(value.iter().all(|byte| *byte == 0)),
@@ -274,7 +298,7 @@ fn in_set(loaded: Option<&(Loaded, Option<Vec<u8>>)>, keys: &[Vec<u8>], packet: 
     })
 }
 
-/// Evaluates a match of iptables (`NFTA_MATCH_NAME`, `NFTA_MATCH_INFO`).
+/// Evaluates a match of iptables.
 fn iptables_match(data: &[u8]) -> Match {
     /// `struct xt_conntrack_mtinfo3` (linux/netfilter/xt_conntrack.h).
     const FLAGS: usize = 146;
@@ -283,10 +307,10 @@ fn iptables_match(data: &[u8]) -> Match {
     /// `XT_CONNTRACK_STATE`, `XT_CONNTRACK_STATE_BIT(IP_CT_NEW)`.
     const STATE: u16 = 1;
     const NEW: u16 = 8;
-    let info = attribute(data, 3).unwrap_or_default();
+    let info = attribute(data, NFTA_MATCH_INFO).unwrap_or_default();
     let half = |at: usize| Some(u16::from_ne_bytes(info.get(at..at + 2)?.try_into().ok()?));
     let word = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
-    match attribute(data, 1).map(text_of).as_deref() {
+    match attribute(data, NFTA_MATCH_NAME).map(text_of).as_deref() {
         Some("comment") => Match::Yes,
         Some("conntrack") => match (half(FLAGS), half(INVERTED), half(STATES)) {
             (Some(STATE), Some(inverted), Some(states)) => {
@@ -307,15 +331,16 @@ fn iptables_match(data: &[u8]) -> Match {
 
 /// Parses the verdict of `immediate`.
 fn verdict(data: &[u8]) -> RuleVerdict {
-    let verdict = attribute(data, 2).and_then(|value| attribute(value, 2)).unwrap_or_default();
-    let chain = || attribute(verdict, 2).map(text_of).unwrap_or_default();
-    match number(verdict, 1).map(u32::cast_signed) {
-        Some(0) => RuleVerdict::Drop,
-        Some(1) => RuleVerdict::Accept,
-        Some(-3) => RuleVerdict::Jump(chain()),
-        Some(-4) => RuleVerdict::Goto(chain()),
-        Some(-5) => RuleVerdict::Return,
-        Some(-1) => RuleVerdict::None,
+    let verdict = attribute(data, NFTA_IMMEDIATE_DATA).and_then(|value| attribute(value, NFTA_DATA_VERDICT));
+    let verdict = verdict.unwrap_or_default();
+    let chain = || attribute(verdict, NFTA_VERDICT_CHAIN).map(text_of).unwrap_or_default();
+    match number(verdict, NFTA_VERDICT_CODE).map(u32::cast_signed) {
+        Some(NF_DROP) => RuleVerdict::Drop,
+        Some(NF_ACCEPT) => RuleVerdict::Accept,
+        Some(NFT_JUMP) => RuleVerdict::Jump(chain()),
+        Some(NFT_GOTO) => RuleVerdict::Goto(chain()),
+        Some(NFT_RETURN) => RuleVerdict::Return,
+        Some(NFT_CONTINUE) => RuleVerdict::None,
         _ => RuleVerdict::Unknown,
     }
 }

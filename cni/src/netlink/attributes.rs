@@ -1,6 +1,6 @@
 //! Netlink attributes (netlink(7)): the encoding that all netlink families share.
 
-const NESTED: u16 = 0x8000;
+use netlink_packet_core::{NLA_F_NESTED, NLA_TYPE_MASK};
 
 /// Netlink attributes: length, type, value, padded to four bytes.
 #[derive(Clone, Debug, Default)]
@@ -31,7 +31,7 @@ impl Attributes {
     pub(crate) fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let mut inner = Self::default();
         fill(&mut inner);
-        self.bytes(kind | NESTED, &inner.buffer);
+        self.bytes(kind | NLA_F_NESTED, &inner.buffer);
     }
 
     pub(crate) fn as_bytes(&self) -> &[u8] {
@@ -43,7 +43,7 @@ impl Attributes {
 pub(crate) fn attributes(mut buffer: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16::from_ne_bytes(buffer.get(..2)?.try_into().ok()?));
-        let kind = u16::from_ne_bytes(buffer.get(2..4)?.try_into().ok()?) & 0x3fff;
+        let kind = u16::from_ne_bytes(buffer.get(2..4)?.try_into().ok()?) & NLA_TYPE_MASK;
         let value = buffer.get(4..length)?;
         buffer = buffer.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((kind, value))
