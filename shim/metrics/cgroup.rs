@@ -5,17 +5,17 @@ use berth_runtime::cgroup::{Counters, Pressure};
 
 use super::collector::Collector;
 use super::descriptors::*;
-use super::filesystem;
+use super::filesystem::DeviceNames;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 const MICROSECONDS: u64 = 1_000_000;
 
 /// Adds all metrics of a cgroup.
-pub(super) fn add(collector: &mut Collector, counters: &Counters) {
+pub(super) fn add(collector: &mut Collector, counters: &Counters, names: &DeviceNames) {
     cpu(collector, counters);
     memory(collector, counters);
     huge_pages(collector, counters);
-    devices(collector, counters);
+    devices(collector, counters, names);
     pressure(collector, counters.stats.cpu_pressure, &CPU_WAITING, &CPU_STALLED);
     pressure(collector, counters.stats.memory_pressure, &MEMORY_WAITING, &MEMORY_STALLED);
     pressure(collector, counters.stats.io_pressure, &IO_WAITING, &IO_STALLED);
@@ -68,9 +68,9 @@ fn huge_pages(collector: &mut Collector, counters: &Counters) {
     }
 }
 
-fn devices(collector: &mut Collector, counters: &Counters) {
+fn devices(collector: &mut Collector, counters: &Counters, names: &DeviceNames) {
     for device in &counters.devices {
-        let name = filesystem::device_name(device.major, device.minor);
+        let name = names.of(device.major, device.minor);
         let (major, minor) = (device.major.to_string(), device.minor.to_string());
         collector.add_with(&DEVICE_BYTES, [&name, &major, &minor, "Read"], device.read_bytes);
         collector.add_with(&DEVICE_BYTES, [&name, &major, &minor, "Write"], device.written_bytes);
@@ -116,7 +116,7 @@ mod tests {
     /// Returns the names of the metrics with their additional labels and values.
     fn metrics(counters: &Counters) -> Vec<(String, Vec<String>, u64)> {
         let mut collector = Collector::new(SeriesLabels::default(), 0);
-        add(&mut collector, counters);
+        add(&mut collector, counters, &DeviceNames::default());
         let metrics = collector.finish().into_iter();
         metrics
             .map(|found| (found.name, found.label_values[6..].to_vec(), found.value.unwrap().value))

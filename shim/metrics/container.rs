@@ -1,17 +1,19 @@
 //! The metrics of a container.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use berth_proto::v1::ContainerMetrics;
-use berth_runtime::cgroup::CgroupPath;
+use berth_runtime::cgroup::{CgroupPath, Counters};
 
 use super::collector::{Collector, SeriesLabels};
 use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
-use super::filesystem::Filesystem;
-use super::process::Descriptors;
+use super::filesystem::{DeviceNames, Filesystem};
+use super::process::{Budget, Census};
 use super::{cgroup, process};
 use crate::ids::ContainerId;
 use crate::stats::StatsSources;
+use crate::stats::once::OncePerKey;
 use crate::store::{Container, ContainerRecord, ContainerState};
 
 /// Values that the containers of one request share.
@@ -22,6 +24,12 @@ pub(super) struct MetricSources {
     pub(super) filesystem: Option<Filesystem>,
     /// The sizes of the logs.
     pub(super) logs: HashMap<ContainerId, u64>,
+    /// The processes of all cgroups.
+    pub(super) census: Census,
+    /// The counters of the cgroups that the kubelet created. Other clients can name the same one for several pods.
+    pub(super) of_pods: OncePerKey<CgroupPath, Arc<Counters>>,
+    /// The names of the block devices, by their numbers.
+    pub(super) devices: DeviceNames,
 }
 
 /// Returns the metrics of a container, or `None` if it is not running. `pod` has the labels of its pod.
@@ -29,7 +37,7 @@ pub(super) fn metrics(
     sources: &MetricSources,
     pod: &SeriesLabels,
     container: &Container,
-    descriptors: &mut Descriptors,
+    budget: &mut Budget,
 ) -> Option<ContainerMetrics> {
     let ContainerState::Running { pid, started_at } = container.state() else { return None };
     let (path, labels) = container.with(|record| {
@@ -43,8 +51,8 @@ pub(super) fn metrics(
     collector.add(&START_TIME, seconds(started_at));
     collector.add(&LAST_SEEN, seconds(now));
     let cgroup = sources.stats.cgroups.at(&path);
-    cgroup::add(&mut collector, &cgroup.counters());
-    process::add(&mut collector, &cgroup, descriptors);
+    cgroup::add(&mut collector, &cgroup.counters(), &sources.devices);
+    process::add(&mut collector, &sources.census, &cgroup, budget);
     process::add_limits(&mut collector, pid);
     if let Some(filesystem) = &sources.filesystem {
         let layer = sources.stats.images.layer_usage(container.id.as_str());

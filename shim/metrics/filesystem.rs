@@ -6,6 +6,7 @@ use std::path::Path;
 
 use super::collector::Collector;
 use super::descriptors::{FS_INODES, FS_INODES_FREE, FS_LIMIT, FS_USAGE};
+use crate::stats::once::OncePerKey;
 
 /// The size and use of a filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,9 +50,16 @@ fn device_of(folder: &Path) -> Option<String> {
     })
 }
 
-/// Returns the path of a block device, or its number if the kernel does not list it.
-pub(super) fn device_name(major: u32, minor: u32) -> String {
-    block_device(major, minor).unwrap_or_else(|| format!("{major}:{minor}"))
+/// The names of block devices by their numbers, each of which is looked up once per request.
+#[derive(Debug, Default)]
+pub(super) struct DeviceNames(OncePerKey<(u32, u32), String>);
+
+impl DeviceNames {
+    /// Returns the path of a block device, or its number if the kernel does not list it.
+    pub(super) fn of(&self, major: u32, minor: u32) -> String {
+        let name = || block_device(major, minor).unwrap_or_else(|| format!("{major}:{minor}"));
+        self.0.get((major, minor), name)
+    }
 }
 
 fn block_device(major: u32, minor: u32) -> Option<String> {

@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use berth_proto::v1::{Metric, PodSandboxMetrics};
-use berth_runtime::cgroup::{Cgroup, CgroupPath};
+use berth_proto::v1::PodSandboxMetrics;
+use berth_runtime::cgroup::CgroupPath;
 
 use super::collector::{Collector, SeriesLabels};
 use super::container::{self, MetricSources, seconds};
 use super::descriptors::{CREATION_TIME, LAST_SEEN, START_TIME};
-use super::filesystem::Filesystem;
-use super::process::Descriptors;
+use super::filesystem::{DeviceNames, Filesystem};
+use super::process::{Budget, Census};
 use super::{cgroup, log, network, process};
 use crate::blocking::{blocking, blocking_each};
 use crate::error::CriError;
+use crate::stats::once::OncePerKey;
 use crate::stats::{self, StatsSources};
 use crate::store::{Container, ContainerState, Pod, PodState, Store};
 
@@ -34,7 +35,14 @@ pub async fn list_pod_sandbox_metrics(stats: StatsSources) -> Result<Vec<PodSand
     let ((), logs) = tokio::join!(stats.images.measure_layers(&ids), log::sizes(logs));
     let root = stats.images.root().to_owned();
     let filesystem = blocking(move || Ok::<_, CriError>(Filesystem::of(&root))).await?;
-    let sources = MetricSources { stats, filesystem, logs };
+    let sources = MetricSources {
+        stats,
+        filesystem,
+        logs,
+        census: Census::default(),
+        of_pods: OncePerKey::default(),
+        devices: DeviceNames::default(),
+    };
     let of_pods = blocking_each(pods, move |pod| metrics(&sources, &pod)).await?;
     Ok(of_pods.into_iter().flatten().collect())
 }
@@ -53,41 +61,36 @@ fn metrics(sources: &MetricSources, (pod, containers): &RunningPod) -> Option<Po
     let PodState::Ready { pause_pid } = pod.state() else { return None };
     let kubelet_cgroup = stats::pod::kubelet_cgroup(pod);
     let labels = labels(pod, kubelet_cgroup.as_ref());
-    let mut descriptors = Descriptors::default();
+    let mut budget = Budget::default();
     let of_container =
-        |container: &Arc<Container>| container::metrics(sources, &labels, container, &mut descriptors);
+        |container: &Arc<Container>| container::metrics(sources, &labels, container, &mut budget);
     let container_metrics = containers.iter().filter_map(of_container).collect();
-    let cgroup = kubelet_cgroup.map(|path| sources.stats.cgroups.at(&path));
-    Some(PodSandboxMetrics {
-        pod_sandbox_id: pod.id.as_str().to_owned(),
-        metrics: of_pod(pod, pause_pid, labels, cgroup.as_ref(), &mut descriptors),
-        container_metrics,
-    })
-}
-
-/// Returns the metrics of the pod itself. A pod without a cgroup of the kubelet shares berth's default cgroup with
-/// other pods: there are no metrics of its cgroup.
-fn of_pod(
-    pod: &Pod,
-    pause_pid: i32,
-    labels: SeriesLabels,
-    cgroup: Option<&Cgroup>,
-    descriptors: &mut Descriptors,
-) -> Vec<Metric> {
     let now = crate::clock::now();
     let mut collector = Collector::new(labels, now);
     collector.add(&CREATION_TIME, seconds(pod.created_at));
     collector.add(&START_TIME, seconds(pod.created_at));
     collector.add(&LAST_SEEN, seconds(now));
-    if let Some(cgroup) = cgroup {
-        cgroup::add(&mut collector, &cgroup.counters());
-        process::add(&mut collector, cgroup, descriptors);
+    if let Some(path) = kubelet_cgroup {
+        add_cgroup(&mut collector, sources, path, &mut budget);
     }
     // In the host's network the traffic is the host's, not the pod's.
     if !pod.host_network() {
         network::add(&mut collector, pause_pid);
     }
-    collector.finish()
+    Some(PodSandboxMetrics {
+        pod_sandbox_id: pod.id.as_str().to_owned(),
+        metrics: collector.finish(),
+        container_metrics,
+    })
+}
+
+/// Adds the metrics of the cgroup that the kubelet created for a pod. A pod without one shares berth's default cgroup
+/// with other pods: there are no metrics of its cgroup.
+fn add_cgroup(collector: &mut Collector, sources: &MetricSources, path: CgroupPath, budget: &mut Budget) {
+    let cgroup = sources.stats.cgroups.at(&path);
+    let counters = sources.of_pods.get(path, || Arc::new(cgroup.counters()));
+    cgroup::add(collector, &counters, &sources.devices);
+    process::add(collector, &sources.census, &cgroup, budget);
 }
 
 /// Returns the labels of a pod. `cgroup` is the one that the kubelet created for it.

@@ -6,7 +6,7 @@ use berth_image::ImageStore;
 use berth_proto::v1::{
     ContainerAttributes, ContainerStats, ContainerStatsFilter, FilesystemIdentifier, FilesystemUsage,
 };
-use berth_runtime::cgroup::{CgroupPath, Stats};
+use berth_runtime::cgroup::{Cgroup, CgroupPath, Stats};
 
 use super::StatsSources;
 use super::usage::{Reading, value};
@@ -23,7 +23,12 @@ pub async fn container_stats(sources: StatsSources, id: &str) -> Result<Containe
     let container = sources.store.container(id)?;
     tracing::Span::current().record("container", container.id.as_str());
     sources.images.measure_layers(&[container.id.as_str().to_owned()]).await;
-    blocking(move || Ok::<_, CriError>(of(&sources, &container))).await
+    blocking(move || {
+        let mut stats = message(&container, &read(&sources.cgroups, &container));
+        add_layers(&sources.images, std::iter::once(&mut stats));
+        Ok::<_, CriError>(stats)
+    })
+    .await
 }
 
 /// Returns the statistics of all containers that have not exited and match the filter.
@@ -36,14 +41,31 @@ pub async fn list_container_stats(
 ) -> Result<Vec<ContainerStats>, CriError> {
     let mut containers = sources.store.containers();
     containers.retain(|container| matches(container, filter.as_ref()));
-    measure(&sources.images, &containers).await;
-    blocking_each(containers, move |container| of(&sources, &container)).await
+    let ids = ids(&containers);
+    let images = sources.images.clone();
+    // Other threads read the cgroups while one measures.
+    let read =
+        blocking_each(containers, move |container| message(&container, &read(&sources.cgroups, &container)));
+    let ((), stats) = tokio::join!(images.measure_layers(&ids), read);
+    let mut stats = stats?;
+    blocking(move || {
+        add_layers(&images, stats.iter_mut());
+        Ok::<_, CriError>(stats)
+    })
+    .await
 }
 
-/// Measures the writable layers of containers.
-pub(super) async fn measure(images: &ImageStore, containers: &[Arc<Container>]) {
-    let ids: Vec<String> = containers.iter().map(|container| container.id.as_str().to_owned()).collect();
-    images.measure_layers(&ids).await;
+/// Returns the ids of containers, for the measurement of their writable layers.
+pub(super) fn ids(containers: &[Arc<Container>]) -> Vec<String> {
+    containers.iter().map(|container| container.id.as_str().to_owned()).collect()
+}
+
+/// Adds the last measurement of each writable layer.
+pub(super) fn add_layers<'s>(images: &ImageStore, stats: impl Iterator<Item = &'s mut ContainerStats>) {
+    for container in stats {
+        let id = container.attributes.as_ref().map(|attributes| attributes.id.as_str());
+        container.writable_layer = id.and_then(|id| writable_layer(images, id));
+    }
 }
 
 fn matches(container: &Arc<Container>, filter: Option<&ContainerStatsFilter>) -> bool {
@@ -58,21 +80,22 @@ fn matches(container: &Arc<Container>, filter: Option<&ContainerStatsFilter>) ->
     })
 }
 
-/// Reads the statistics of a container's cgroup; they are empty if the container has exited.
-pub(super) fn read(cgroups: &Cgroups, container: &Container) -> Stats {
+/// Returns the cgroup of a container; none if the container has exited.
+pub(super) fn cgroup(cgroups: &Cgroups, container: &Container) -> Option<Cgroup> {
     let path = container.with(|record| match record.state {
         ContainerState::Exited(_) => None,
         _ => CgroupPath::from_recorded(&record.cgroup).ok(),
     });
-    path.map(|path| cgroups.at(&path).stats()).unwrap_or_default()
+    path.map(|path| cgroups.at(&path))
 }
 
-fn of(sources: &StatsSources, container: &Container) -> ContainerStats {
-    message(&sources.images, container, &read(&sources.cgroups, container))
+/// Reads the statistics of a container; they are empty if it has exited.
+pub(super) fn read(cgroups: &Cgroups, container: &Container) -> Stats {
+    cgroup(cgroups, container).map(|cgroup| cgroup.stats_without_processes()).unwrap_or_default()
 }
 
-/// Returns the statistics of a container from those of its cgroup.
-pub(super) fn message(images: &ImageStore, container: &Container, stats: &Stats) -> ContainerStats {
+/// Returns the statistics of a container from those of its cgroup, without its writable layer.
+pub(super) fn message(container: &Container, stats: &Stats) -> ContainerStats {
     let nano_cores = stats.cpu.and_then(|cpu| container.rate.nano_cores(cpu));
     let at = crate::clock::now();
     let reading = Reading { at, stats, nano_cores };
@@ -85,7 +108,7 @@ pub(super) fn message(images: &ImageStore, container: &Container, stats: &Stats)
         })),
         cpu: reading.cpu(),
         memory: reading.memory(),
-        writable_layer: writable_layer(images, container),
+        writable_layer: None,
         swap: reading.swap(),
         io: reading.io(),
     }
@@ -93,8 +116,8 @@ pub(super) fn message(images: &ImageStore, container: &Container, stats: &Stats)
 
 /// Returns the usage of the writable layer with the time of its measurement, which can be some time ago for a
 /// container with very many files.
-fn writable_layer(images: &ImageStore, container: &Container) -> Option<FilesystemUsage> {
-    let usage = images.layer_usage(container.id.as_str())?;
+fn writable_layer(images: &ImageStore, id: &str) -> Option<FilesystemUsage> {
+    let usage = images.layer_usage(id)?;
     Some(FilesystemUsage {
         timestamp: usage.at,
         fs_id: Some(FilesystemIdentifier { mountpoint: usage.mountpoint.display().to_string() }),

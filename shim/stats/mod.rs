@@ -1,10 +1,12 @@
 //! Statistics of pods and containers. They are read from the cgroups on request, never in the background.
 //!
 //! * [`container`], [`pod`]: the RPCs
+//! * [`once`]: values that several pods share
 //! * [`usage`]: converts the statistics of a cgroup to CRI messages; [`network`]: those of a pod's interfaces
 
 pub mod container;
 pub(crate) mod network;
+pub(crate) mod once;
 pub mod pod;
 mod usage;
 

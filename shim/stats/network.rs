@@ -1,9 +1,9 @@
 //! The traffic of a pod's interfaces, as reported by the kernel in the network namespace of its pause
 //! (proc_pid_net(5), `dev`).
 
-use std::fs;
-
 use berth_proto::v1::{NetworkInterfaceUsage, NetworkUsage};
+use berth_runtime::sys::fs::read_records;
+use rustix::fs::CWD;
 
 use super::usage::value;
 
@@ -29,7 +29,7 @@ pub(crate) struct Traffic {
 
 /// Returns the interfaces in the network namespace of a process, without `lo`; none if the process does not exist.
 pub(crate) fn interfaces(pid: i32) -> Option<Vec<Interface>> {
-    Some(parse(&fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?))
+    Some(parse(&read_records(CWD, format!("/proc/{pid}/net/dev")).ok()?))
 }
 
 /// Returns the traffic of the network namespace of a process; none if the process does not exist.

@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
+use berth_image::ImageStore;
 use berth_proto::v1::{LinuxPodSandboxStats, PodSandboxAttributes, PodSandboxStats, PodSandboxStatsFilter};
 use berth_runtime::cgroup::{CgroupPath, Memory, Stats};
 
+use super::once::OncePerKey;
 use super::usage::Reading;
 use super::{StatsSources, container, network};
 use crate::blocking::{blocking, blocking_each};
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::store::{Container, Pod, PodState};
+
+/// The statistics of the cgroups that the kubelet created. Other clients can name the same one for several pods.
+type SharedStats = OncePerKey<CgroupPath, Stats>;
 
 /// Returns the statistics of one pod and its containers.
 ///
@@ -23,8 +28,13 @@ pub async fn pod_sandbox_stats(sources: StatsSources, id: &str) -> Result<PodSan
         return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready"));
     };
     let containers = sources.store.containers_of(&pod.id);
-    container::measure(&sources.images, &containers).await;
-    blocking(move || Ok::<_, CriError>(of(&sources, &pod, &containers))).await
+    sources.images.measure_layers(&container::ids(&containers)).await;
+    blocking(move || {
+        let mut stats = of(&sources.cgroups, &SharedStats::default(), &pod, &containers);
+        add_layers(&sources.images, std::slice::from_mut(&mut stats));
+        Ok::<_, CriError>(stats)
+    })
+    .await
 }
 
 /// Returns the statistics of all ready pods that match the filter.
@@ -40,8 +50,24 @@ pub async fn list_pod_sandbox_stats(
     let pods = sources.store.with_containers(pods);
     let containers: Vec<Arc<Container>> =
         pods.iter().flat_map(|(_, containers)| containers).cloned().collect();
-    container::measure(&sources.images, &containers).await;
-    blocking_each(pods, move |(pod, containers)| of(&sources, &pod, &containers)).await
+    let ids = container::ids(&containers);
+    let StatsSources { images, cgroups, .. } = sources;
+    let shared = SharedStats::default();
+    // Other threads read the cgroups while one measures.
+    let read = blocking_each(pods, move |(pod, containers)| of(&cgroups, &shared, &pod, &containers));
+    let ((), stats) = tokio::join!(images.measure_layers(&ids), read);
+    let mut stats = stats?;
+    blocking(move || {
+        add_layers(&images, &mut stats);
+        Ok::<_, CriError>(stats)
+    })
+    .await
+}
+
+fn add_layers(images: &ImageStore, pods: &mut [PodSandboxStats]) {
+    let of_containers =
+        pods.iter_mut().filter_map(|pod| pod.linux.as_mut()).flat_map(|pod| &mut pod.containers);
+    container::add_layers(images, of_containers);
 }
 
 fn matches(pod: &Pod, filter: Option<&PodSandboxStatsFilter>) -> bool {
@@ -55,10 +81,9 @@ fn matches(pod: &Pod, filter: Option<&PodSandboxStatsFilter>) -> bool {
     })
 }
 
-fn of(sources: &StatsSources, pod: &Pod, containers: &[Arc<Container>]) -> PodSandboxStats {
-    let of_containers: Vec<Stats> =
-        containers.iter().map(|found| container::read(&sources.cgroups, found)).collect();
-    let stats = read(&sources.cgroups, pod, &of_containers);
+/// Returns the statistics of a pod, without the writable layers of its containers.
+fn of(cgroups: &Cgroups, shared: &SharedStats, pod: &Pod, containers: &[Arc<Container>]) -> PodSandboxStats {
+    let (stats, of_containers) = read(cgroups, shared, pod, containers);
     let nano_cores = stats.cpu.and_then(|cpu| pod.rate.nano_cores(cpu));
     let at = crate::clock::now();
     let reading = Reading { at, stats: &stats, nano_cores };
@@ -82,7 +107,7 @@ fn of(sources: &StatsSources, pod: &Pod, containers: &[Arc<Container>]) -> PodSa
             containers: containers
                 .iter()
                 .zip(&of_containers)
-                .map(|(found, stats)| container::message(&sources.images, found, stats))
+                .map(|(found, stats)| container::message(found, stats))
                 .collect(),
             io: reading.io(),
         }),
@@ -90,18 +115,26 @@ fn of(sources: &StatsSources, pod: &Pod, containers: &[Arc<Container>]) -> PodSa
     }
 }
 
-/// Reads the statistics of a pod. The cgroup that the kubelet created for the pod includes all of its processes. A
-/// pod without one shares berth's default parent with other pods: its statistics are the sum of the cgroups of its
-/// pause and containers.
-fn read(cgroups: &Cgroups, pod: &Pod, containers: &[Stats]) -> Stats {
-    let stats = |path: &CgroupPath| cgroups.at(path).stats();
+/// Reads the statistics of a pod and its containers. The cgroup that the kubelet created for the pod includes all of its
+/// processes. A pod without one shares berth's default parent with other pods: its statistics are the sum of the
+/// cgroups of its pause and containers.
+fn read(
+    cgroups: &Cgroups,
+    shared: &SharedStats,
+    pod: &Pod,
+    containers: &[Arc<Container>],
+) -> (Stats, Vec<Stats>) {
     if let Some(path) = kubelet_cgroup(pod) {
-        return stats(&path);
+        let of_containers = containers.iter().map(|found| container::read(cgroups, found)).collect();
+        return (shared.get(path.clone(), || cgroups.at(&path).stats()), of_containers);
     }
-    let Ok(own) = pod.with(|record| CgroupPath::from_recorded(&record.cgroup)) else {
-        return Stats::default();
-    };
-    containers.iter().fold(stats(&own), add)
+    let of_container =
+        |found: &Arc<Container>| container::cgroup(cgroups, found).map(|cgroup| cgroup.stats());
+    let of_containers: Vec<Stats> =
+        containers.iter().map(|found| of_container(found).unwrap_or_default()).collect();
+    let own = pod.with(|record| CgroupPath::from_recorded(&record.cgroup));
+    let sum = own.map(|own| of_containers.iter().fold(cgroups.at(&own).stats(), add)).unwrap_or_default();
+    (sum, of_containers)
 }
 
 /// Returns the cgroup that the kubelet created for a pod (CRI `cgroup_parent`), if it did.

@@ -186,3 +186,50 @@ async fn a_pod_has_metrics_of_its_cgroup_and_its_interfaces() {
     assert_eq!(left, [pod]);
     assert!(berth.clean().await.is_empty());
 }
+
+/// Returns how often the daemon has read from a file or socket (proc_pid_io(5)).
+fn reads(berth: &Berth) -> u64 {
+    let io = std::fs::read_to_string(format!("/proc/{}/io", berth.pid().as_raw_nonzero())).unwrap();
+    let count = io.lines().find_map(|line| line.strip_prefix("syscr: ")).unwrap();
+    count.parse().unwrap()
+}
+
+/// Returns the reads of a request for metrics, and for the statistics of pods and of containers.
+async fn reads_of_requests(berth: &mut Berth) -> [u64; 3] {
+    let before = reads(berth);
+    let metrics = list(berth).await.len();
+    let with_metrics = reads(berth);
+    let pods = berth.runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest { filter: None }).await;
+    let with_pods = reads(berth);
+    let containers = berth.runtime.list_container_stats(ListContainerStatsRequest { filter: None }).await;
+    let with_containers = reads(berth);
+    let counts =
+        [metrics, pods.unwrap().into_inner().stats.len(), containers.unwrap().into_inner().stats.len()];
+    assert_eq!(counts, [metrics; 3]);
+    [with_metrics - before, with_pods - with_metrics, with_containers - with_pods]
+}
+
+/// All pods of a test have the same parent cgroup.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_reads_no_more_for_a_pod_when_there_are_more_pods() {
+    const STEP: usize = 6;
+    let mut berth = Berth::start().await;
+    let mut counts = Vec::new();
+    for step in 0..3 {
+        for number in step * STEP..(step + 1) * STEP {
+            let pod = berth.run_pod(berth.pod_config(&format!("pod-{number}"))).await;
+            // It has one process.
+            berth.run(&pod, crate::support::container("c", &["sleep", "1000"])).await;
+        }
+        counts.push(reads_of_requests(&mut berth).await);
+    }
+    let [few, more, most] = counts[..] else { panic!("{counts:?}") };
+    for request in 0..3 {
+        let (first, second) = (more[request] - few[request], most[request] - more[request]);
+        assert!(few[request] > 2 * u64::try_from(STEP).unwrap(), "{counts:?}");
+        // Other threads read from sockets meanwhile.
+        assert!(second < first + first / 10 + 10, "{counts:?}");
+    }
+    eprintln!("reads of requests for metrics, pod statistics, container statistics: {counts:?}");
+    assert!(berth.clean().await.is_empty());
+}

@@ -8,7 +8,8 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
 use rustix::fs::{
-    AtFlags, Dir, IFlags, Mode, OFlags, Stat, ioctl_getflags, ioctl_setflags, openat, statat, unlinkat,
+    AtFlags, Dir, IFlags, Mode, OFlags, RawDir, Stat, ioctl_getflags, ioctl_setflags, openat, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 
@@ -21,6 +22,8 @@ const COUNT_DEPTH: usize = 300;
 const DELETE_DEPTH: usize = 50;
 /// The most words of 64 inodes that are remembered for files with several names: about 16 MiB.
 const MAX_WORDS: usize = 1 << 19;
+/// The size of a buffer for names of entries: about a hundred of them.
+const NAMES: usize = 8 << 10;
 /// The unit of `st_blocks` (stat(2)).
 pub(super) const BLOCK: u64 = 512;
 
@@ -83,7 +86,9 @@ impl Count {
     }
 
     fn content(&mut self, fd: &OwnedFd, depth: usize) -> Result<(), Errno> {
-        for entry in Dir::read_from(fd)? {
+        let mut names = Vec::with_capacity(NAMES);
+        let mut entries = RawDir::new(fd, names.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
             let entry = entry?;
             let name = entry.file_name();
             if is_self_or_parent(name) {

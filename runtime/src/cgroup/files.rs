@@ -4,17 +4,14 @@
 //! read, close.
 
 use std::cell::OnceCell;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::io::{read as read_once, retry_on_intr};
 
 use super::folder::Folder;
 use super::interface::Interface;
-
-/// The length up to which a file is read at once. The longest common one, `memory.stat`, has about 2 KiB.
-const USUAL: usize = 8 << 10;
+use crate::sys::fs::read_record;
 
 /// Reads the files of one cgroup.
 #[derive(Debug)]
@@ -36,12 +33,12 @@ impl<'c> Reader<'c> {
             .map(|(folder, _)| folder.path.as_path())
     }
 
-    /// Returns the text of a controller's file ([`read`]).
+    /// Returns the text of a controller's file. All counters and limits are one record.
     pub(super) fn text(&self, controller: &str, file: &str) -> Option<String> {
         let (folder, opened) = self.folders.iter().find(|(folder, _)| self.has(folder, controller))?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let opened = opened.get_or_init(|| openat(CWD, &folder.path, flags, Mode::empty()).ok());
-        read_at(opened.as_ref()?, file)
+        read_record(opened.as_ref()?, file).ok()
     }
 
     /// Returns the number in a controller's file ([`number`]).
@@ -50,26 +47,7 @@ impl<'c> Reader<'c> {
     }
 
     fn has(&self, folder: &Folder, controller: &str) -> bool {
-        self.interface == Interface::V2 || folder.has(controller)
-    }
-}
-
-/// Returns the text of a file that the kernel shows as one record, as it does all counters and limits: a read that does
-/// not fill the buffer has reached the end. Lists such as `cgroup.procs` have many records, and are not read here.
-pub(super) fn read(path: &Path) -> Option<String> {
-    read_at(CWD, path)
-}
-
-fn read_at(folder: impl AsFd, file: impl rustix::path::Arg) -> Option<String> {
-    let file = openat(folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    let mut buffer = [0_u8; USUAL];
-    let mut text = Vec::new();
-    loop {
-        let length = retry_on_intr(|| read_once(&file, &mut buffer)).ok()?;
-        text.extend_from_slice(buffer.get(..length)?);
-        if length < USUAL {
-            return String::from_utf8(text).ok();
-        }
+        self.interface == Interface::V2 || folder.hierarchy.has(controller)
     }
 }
 
@@ -102,9 +80,15 @@ pub(super) fn with_files<T>(
 ) -> T {
     let place = folder_with(files);
     let controllers = ["cpu", "cpuacct", "memory", "pids", "blkio", "hugetlb", "freezer"];
-    let (mount, path) = (place.path().to_owned(), place.path().to_owned());
-    let folder = Folder { mount, path, controllers: controllers.map(str::to_owned).to_vec() };
-    test(&Reader::new(interface, &[folder]))
+    test(&Reader::new(interface, &[in_place(place.path(), &controllers)]))
+}
+
+/// Returns the folder `path`, in place of one of a hierarchy with these controllers.
+#[cfg(test)]
+fn in_place(path: &Path, controllers: &[&str]) -> Folder {
+    let controllers = controllers.iter().map(|&controller| controller.to_owned()).collect();
+    let hierarchy = std::sync::Arc::new(super::hierarchy::Hierarchy { mount: path.to_owned(), controllers });
+    Folder { hierarchy, path: path.to_owned() }
 }
 
 #[cfg(test)]
@@ -112,24 +96,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn files_of_every_length_are_read_completely() {
-        for length in [0, 1, USUAL - 1, USUAL, USUAL + 1, 3 * USUAL] {
-            let text = "x".repeat(length);
-            let folder = folder_with(&[("file", &text)]);
-            assert_eq!(read(&folder.path().join("file")), Some(text), "{length} bytes");
-        }
-        assert_eq!(read(Path::new("/nonexistent")), None);
-        assert_eq!(read(Path::new("/")), None, "a folder has no text");
-    }
-
-    #[test]
     fn a_controller_of_version_1_has_its_own_folder() {
         let (memory, pids) = (folder_with(&[("value", "1\n")]), folder_with(&[("value", "max\n")]));
-        let folder = |place: &tempfile::TempDir, controller: &str| {
-            let (mount, path) = (place.path().to_owned(), place.path().to_owned());
-            Folder { mount, path, controllers: vec![controller.to_owned()] }
-        };
-        let folders = [folder(&memory, "memory"), folder(&pids, "pids")];
+        let folders = [in_place(memory.path(), &["memory"]), in_place(pids.path(), &["pids"])];
         let v1 = Reader::new(Interface::V1, &folders);
         assert_eq!((v1.number("memory", "value"), v1.number("pids", "value")), (Some(1), None));
         assert_eq!(v1.text("pids", "value").as_deref(), Some("max\n"));

@@ -3,9 +3,11 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::CgroupError;
+use super::hierarchy::Hierarchy;
 
 /// The time limit for a cgroup to stay busy after everything in it has ended. The kernel frees it slightly later.
 const BUSY: Duration = Duration::from_secs(5);
@@ -13,19 +15,15 @@ const BUSY: Duration = Duration::from_secs(5);
 /// A cgroup's folder in one hierarchy.
 #[derive(Clone, Debug)]
 pub(super) struct Folder {
-    pub(super) mount: PathBuf,
+    pub(super) hierarchy: Arc<Hierarchy>,
     pub(super) path: PathBuf,
-    pub(super) controllers: Vec<String>,
 }
 
 impl Folder {
-    pub(super) fn has(&self, controller: &str) -> bool {
-        self.controllers.iter().any(|other| other == controller)
-    }
-
     /// Returns the folders from the one below the mount point to this one.
     pub(super) fn with_parents(&self) -> Vec<&Path> {
-        let below = |folder: &&Path| *folder != self.mount && folder.starts_with(&self.mount);
+        let below =
+            |folder: &&Path| *folder != self.hierarchy.mount && folder.starts_with(&self.hierarchy.mount);
         let mut folders: Vec<&Path> = self.path.ancestors().take_while(below).collect();
         folders.reverse();
         folders
@@ -84,9 +82,8 @@ mod tests {
     #[test]
     fn parents_start_below_the_mount_point() {
         let folder = |path: &str| Folder {
-            mount: "/sys/fs/cgroup/memory".into(),
+            hierarchy: Arc::new(Hierarchy { mount: "/sys/fs/cgroup/memory".into(), controllers: Vec::new() }),
             path: path.into(),
-            controllers: vec!["memory".to_owned()],
         };
         let parents =
             |path| folder(path).with_parents().iter().map(|p| p.display().to_string()).collect::<Vec<_>>();

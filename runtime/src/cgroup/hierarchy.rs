@@ -4,6 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::mark::Mark;
 use crate::plan::CgroupHierarchy;
@@ -31,7 +32,7 @@ pub(super) struct Hierarchy {
 #[derive(Clone, Debug)]
 pub struct Hierarchies {
     version: Version,
-    used: Vec<Hierarchy>,
+    used: Vec<Arc<Hierarchy>>,
     /// The mark of cgroups that are created.
     mark: Option<Mark>,
 }
@@ -69,7 +70,7 @@ impl Hierarchies {
             (false, Some(_)) => (Version::Hybrid, v1),
             (true, None) => return None,
         };
-        Some(Self { version, used, mark: None })
+        Some(Self { version, used: used.into_iter().map(Arc::new).collect(), mark: None })
     }
 
     /// Sets the mark of the cgroups that are created.
@@ -103,7 +104,7 @@ impl Hierarchies {
         self.used.iter().flat_map(|hierarchy| hierarchy.controllers.clone()).collect()
     }
 
-    pub(super) fn used(&self) -> impl Iterator<Item = &Hierarchy> {
+    pub(super) fn used(&self) -> impl Iterator<Item = &Arc<Hierarchy>> {
         self.used.iter()
     }
 
@@ -113,11 +114,15 @@ impl Hierarchies {
         if self.is_v2() {
             return Vec::new();
         }
-        self.used.iter().map(Hierarchy::in_container).collect()
+        self.used.iter().map(|hierarchy| hierarchy.in_container()).collect()
     }
 }
 
 impl Hierarchy {
+    pub(super) fn has(&self, controller: &str) -> bool {
+        self.controllers.iter().any(|other| other == controller)
+    }
+
     fn in_container(&self) -> CgroupHierarchy {
         let folder = self.mount.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let named = self.controllers.iter().any(|controller| controller.starts_with("name="));

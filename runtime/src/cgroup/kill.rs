@@ -3,7 +3,7 @@
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::controllers::freezer;
 use super::interface::Interface;
+use super::members::processes;
 use super::{CgroupError, Result};
 
 /// The time limit for killed processes to end. A process in an uninterruptible sleep waits for its disk.
@@ -84,26 +85,4 @@ fn wait_for(pids: &[i32], folder: &Path, until: Instant) -> Result<()> {
     }
     std::thread::yield_now();
     Ok(())
-}
-
-/// Returns the processes in a folder and below. A folder that does not exist has none.
-pub(super) fn processes(folder: &Path) -> Result<Vec<i32>> {
-    let mut pids = Vec::new();
-    let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        let path = folder.join("cgroup.procs");
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            // ENODEV: the cgroup was removed between the open and the read.
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(19) => {
-                continue;
-            }
-            Err(source) => return Err(CgroupError::File { action: "read", path, source }),
-        };
-        pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()).filter(|pid| *pid > 0));
-        let Ok(entries) = fs::read_dir(&folder) else { continue };
-        let below = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
-        folders.extend(below.map(|entry| entry.path()));
-    }
-    Ok(pids)
 }

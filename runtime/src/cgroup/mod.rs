@@ -8,7 +8,7 @@
 //! * [`files`]: reads files of counters and limits
 //! * [`oom`]: the scores by which the kernel selects processes to kill
 //! * [`oom_watch`]: notifications of OOM kills
-//! * [`kill`]: kills everything in a cgroup; [`execs`]: the cgroups of execs
+//! * [`members`]: the processes in a cgroup; [`kill`]: kills them; [`execs`]: the cgroups of execs
 //! * [`mod@find`]: finds cgroups by their last path component or mark;
 //!   [`mark`]: the mark of a daemon; [`tree`]: the folders of a cgroup in all hierarchies
 //! * `error`: the error type
@@ -25,6 +25,7 @@ mod interface;
 mod kill;
 mod limits;
 mod mark;
+mod members;
 mod oom;
 mod oom_watch;
 mod path;
@@ -47,12 +48,14 @@ pub use error::CgroupError;
 pub use find::{find, marked};
 pub use hierarchy::{Hierarchies, Version};
 pub use mark::Mark;
+pub use members::Members;
 pub use oom::OomScores;
 pub use oom_watch::OomWatcher;
 pub use path::{CgroupPath, CgroupPathError};
 
 use crate::oom_kills;
 use crate::sys::Context;
+use crate::sys::fs::read_record;
 use controllers::{devices, memory};
 use files::Reader;
 use folder::Folder;
@@ -87,12 +90,11 @@ impl Cgroup {
         let folders: Vec<Folder> = hierarchies
             .used()
             .map(|hierarchy| Folder {
-                mount: hierarchy.mount.clone(),
+                hierarchy: hierarchy.clone(),
                 path: hierarchy.mount.join(path.relative()),
-                controllers: hierarchy.controllers.clone(),
             })
             .collect();
-        let freezer = folders.iter().find(|folder| folder.has("freezer")).or(folders.first());
+        let freezer = folders.iter().find(|folder| folder.hierarchy.has("freezer")).or(folders.first());
         let process_folder = freezer.map(|folder| folder.path.clone()).unwrap_or_default();
         let interface = if hierarchies.is_v2() { Interface::V2 } else { Interface::V1 };
         Self { process_folder, folders, interface }
@@ -148,14 +150,14 @@ impl Cgroup {
 
     /// Creates the folder and those above it. Each is prepared for processes or for the next folder.
     fn make(&self, folder: &Folder) -> Result<()> {
-        let mut above = folder.mount.as_path();
+        let mut above = folder.hierarchy.mount.as_path();
         for path in folder.with_parents() {
             if self.interface == Interface::V2 {
                 controllers::enable_v2(above);
             }
             folder::make(path)?;
             if self.interface == Interface::V1 {
-                controllers::inherit_v1(above, path, &folder.controllers)?;
+                controllers::inherit_v1(above, path, &folder.hierarchy)?;
             }
             above = path;
         }
@@ -165,9 +167,11 @@ impl Cgroup {
     /// Returns the folder of a controller.
     fn folder_of(&self, controller: &str) -> Option<&Path> {
         match self.interface {
-            Interface::V1 => {
-                self.folders.iter().find(|folder| folder.has(controller)).map(|folder| &*folder.path)
-            }
+            Interface::V1 => self
+                .folders
+                .iter()
+                .find(|folder| folder.hierarchy.has(controller))
+                .map(|folder| &*folder.path),
             Interface::V2 => Some(&self.process_folder),
         }
     }
@@ -219,7 +223,7 @@ impl Cgroup {
     /// # Errors
     /// The cgroup cannot be read.
     pub fn processes(&self) -> Result<Vec<i32>> {
-        kill::processes(&self.process_folder)
+        members::processes(&self.process_folder)
     }
 
     /// Kills everything in the cgroup, and removes it with all cgroups below and its siblings for execs. Succeeds
@@ -256,7 +260,7 @@ impl Cgroup {
     /// Returns the number of OOM kills in the cgroup, if it exists and has a memory controller.
     #[must_use]
     pub fn counted_oom_kills(&self) -> Option<u64> {
-        oom_kills::parse(&files::read(&self.oom_file()?)?)
+        oom_kills::parse(&read_record(CWD, self.oom_file()?).ok()?)
     }
 
     /// Returns the file that counts OOM kills, if there is a memory controller.

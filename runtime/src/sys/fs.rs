@@ -1,14 +1,18 @@
-//! Sealed memory files, and paths of descriptors.
+//! Sealed memory files, files that the kernel generates, and paths of descriptors.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{MemfdFlags, SealFlags};
-use rustix::io::Errno;
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::{Errno, retry_on_intr};
+use rustix::path::Arg;
 
 use super::{Context, Result};
 
 /// `F_SEAL_EXEC` (memfd_create(2), Linux 6.3): the executable bits of the mode cannot change.
 const SEAL_EXEC: u32 = 0x20;
+
+/// The size of the buffer for files that the kernel generates. The longest common one, `memory.stat`, has about 2 KiB.
+const GENERATED: usize = 8 << 10;
 
 /// The permission bits of a new memory file (memfd_create(2)).
 const NEW_MODE: u32 = 0o777;
@@ -75,6 +79,41 @@ pub fn read_all(file: impl AsFd, limit: usize) -> Result<Vec<u8>> {
     }
 }
 
+/// Reads a file that the kernel generates as one record, such as a counter or limit of a cgroup: a read that does not
+/// fill the buffer has reached the end. This takes three system calls, and a relative path none for its folder.
+///
+/// # Errors
+/// The file cannot be opened or read, or is not text (`EILSEQ`).
+pub fn read_record(folder: impl AsFd, file: impl Arg) -> rustix::io::Result<String> {
+    read_generated(folder, file, |length| length < GENERATED)
+}
+
+/// Reads a file that the kernel generates as many records, such as the processes of a cgroup: only an empty read has
+/// reached the end (proc(5) and cgroup files return whole records of at most a page).
+///
+/// # Errors
+/// The file cannot be opened or read, or is not text (`EILSEQ`).
+pub fn read_records(folder: impl AsFd, file: impl Arg) -> rustix::io::Result<String> {
+    read_generated(folder, file, |length| length == 0)
+}
+
+fn read_generated(
+    folder: impl AsFd,
+    file: impl Arg,
+    is_end: impl Fn(usize) -> bool,
+) -> rustix::io::Result<String> {
+    let file = rustix::fs::openat(folder, file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut buffer = [0_u8; GENERATED];
+    let mut text = Vec::new();
+    loop {
+        let length = retry_on_intr(|| rustix::io::read(&file, &mut buffer))?;
+        text.extend_from_slice(buffer.get(..length).unwrap_or_default());
+        if is_end(length) {
+            return String::from_utf8(text).map_err(|_| Errno::ILSEQ);
+        }
+    }
+}
+
 /// Returns a path of a descriptor of this process, for calls that take only paths.
 #[must_use]
 pub fn descriptor_path(fd: BorrowedFd<'_>) -> String {
@@ -97,6 +136,22 @@ mod tests {
         // The seal exists since Linux 6.3. On older kernels the change is detected.
         assert!(changed.is_err() || !is_unmodified(&file).unwrap());
         assert!(file.set_len(0).is_err(), "content is sealed");
+    }
+
+    #[test]
+    fn generated_files_of_every_length_are_read_completely() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for length in [0, 1, GENERATED - 1, GENERATED, GENERATED + 1, 3 * GENERATED] {
+            let text = "x".repeat(length);
+            std::fs::write(&path, &text).unwrap();
+            assert_eq!(read_record(rustix::fs::CWD, &path).as_ref(), Ok(&text), "{length} bytes");
+            assert_eq!(read_records(rustix::fs::CWD, &path).as_ref(), Ok(&text), "{length} bytes");
+        }
+        std::fs::write(&path, [0xff]).unwrap();
+        assert_eq!(read_record(rustix::fs::CWD, &path), Err(Errno::ILSEQ));
+        assert_eq!(read_records(rustix::fs::CWD, "/nonexistent"), Err(Errno::NOENT));
+        assert_eq!(read_record(rustix::fs::CWD, "/"), Err(Errno::ISDIR), "a folder has no text");
     }
 
     #[test]

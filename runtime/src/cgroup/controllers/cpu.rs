@@ -61,7 +61,7 @@ pub(super) fn counters(reader: &Reader<'_>) -> CpuCounters {
             system: reader.number("cpuacct", "cpuacct.usage_sys"),
             throttling: throttling(value(&stat, "throttled_time")),
             period: reader.number("cpu", "cpu.cfs_period_us"),
-            // Without a quota the file has -1, which is no number here.
+            // Without a quota the file has -1, which `number` does not parse.
             quota: reader.number("cpu", "cpu.cfs_quota_us"),
             shares: reader.number("cpu", "cpu.shares"),
         },

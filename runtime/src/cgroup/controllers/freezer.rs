@@ -5,9 +5,11 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::cgroup::files;
+use rustix::fs::CWD;
+
 use crate::cgroup::interface::Interface;
 use crate::cgroup::{Cgroup, CgroupError, Result};
+use crate::sys::fs::read_record;
 
 /// The time limit for all processes to be frozen or thawed.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -65,7 +67,7 @@ impl Cgroup {
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         let names = FreezerNames::of(self.interface);
-        files::read(&self.process_folder.join(names.file)).is_some_and(|state| state.trim() != names.thawed)
+        read_record(CWD, self.process_folder.join(names.file)).is_ok_and(|state| state.trim() != names.thawed)
     }
 }
 

@@ -12,6 +12,11 @@ const CONTROLLER: &str = "memory";
 /// The smallest value that is not a limit: without one version 1 shows the largest multiple of a page.
 const UNLIMITED: u64 = 1 << 62;
 
+/// The lines of `memory.stat` of version 1 with the lowest limit of the cgroup and those above it: of memory, and of
+/// memory and swap together.
+const V1_LOWEST_LIMIT: &str = "hierarchical_memory_limit";
+const V1_LOWEST_SWAP_LIMIT: &str = "hierarchical_memsw_limit";
+
 /// The names of files, and of the lines of `memory.stat`.
 #[derive(Debug)]
 struct MemoryNames {
@@ -20,8 +25,7 @@ struct MemoryNames {
     limit: &'static str,
     /// The usage above which memory is reclaimed first.
     soft_limit: &'static str,
-    /// Swap; on v1 memory and swap together.
-    swap_usage: &'static str,
+    /// The limit of swap; on v1 of memory and swap together.
     swap_limit: &'static str,
     /// The file that counts OOM kills.
     events: &'static str,
@@ -40,7 +44,6 @@ const V1: MemoryNames = MemoryNames {
     max_usage: "memory.max_usage_in_bytes",
     limit: "memory.limit_in_bytes",
     soft_limit: "memory.soft_limit_in_bytes",
-    swap_usage: "memory.memsw.usage_in_bytes",
     swap_limit: "memory.memsw.limit_in_bytes",
     events: "memory.oom_control",
     cache: "total_cache",
@@ -57,7 +60,6 @@ const V2: MemoryNames = MemoryNames {
     max_usage: "memory.peak",
     limit: "memory.max",
     soft_limit: "memory.high",
-    swap_usage: "memory.swap.current",
     swap_limit: "memory.swap.max",
     events: "memory.events",
     cache: "file",
@@ -152,13 +154,16 @@ struct CommonValues<'r> {
 impl<'r> CommonValues<'r> {
     fn read(reader: &'r Reader<'r>) -> Self {
         let names = MemoryNames::of(reader.interface);
-        Self {
-            reader,
-            names,
-            stat: reader.text(CONTROLLER, "memory.stat"),
-            limit: limit(reader, names.limit),
-            swap_limit: limit(reader, names.swap_limit),
-        }
+        let stat = reader.text(CONTROLLER, "memory.stat");
+        // Version 1 shows the lowest limit of the cgroup and those above: if there is none, no file is read for it.
+        let has_limit = |key| match (reader.interface, &stat) {
+            (Interface::V1, Some(stat)) => value(stat, key).is_some_and(|limit| limit < UNLIMITED),
+            _ => true,
+        };
+        let limit_of = |key, file| if has_limit(key) { limit(reader, file) } else { None };
+        let (own, swap) =
+            (limit_of(V1_LOWEST_LIMIT, names.limit), limit_of(V1_LOWEST_SWAP_LIMIT, names.swap_limit));
+        Self { reader, names, stat, limit: own, swap_limit: swap }
     }
 
     /// Returns the value of a line of `memory.stat`.
@@ -168,11 +173,9 @@ impl<'r> CommonValues<'r> {
 
     fn usage(&self) -> Option<Memory> {
         let usage = self.reader.number(CONTROLLER, self.names.usage)?;
-        let swap = self.reader.number(CONTROLLER, self.names.swap_usage);
-        // Version 1 has the sum of memory and swap, version 2 swap alone.
-        let alone = |sum: u64, memory: u64| match self.reader.interface {
-            Interface::V1 => sum.saturating_sub(memory),
-            Interface::V2 => sum,
+        let (swap, swap_limit) = match self.reader.interface {
+            Interface::V1 => self.swap_v1(),
+            Interface::V2 => (self.reader.number(CONTROLLER, "memory.swap.current"), self.swap_limit),
         };
         Some(Memory {
             usage,
@@ -181,9 +184,17 @@ impl<'r> CommonValues<'r> {
             faults: self.stat(self.names.faults),
             major_faults: self.stat(self.names.major_faults),
             limit: self.limit,
-            swap: swap.map(|swap| alone(swap, usage)),
-            swap_limit: self.swap_limit.map(|limit| alone(limit, self.limit.unwrap_or(0))),
+            swap,
+            swap_limit,
         })
+    }
+
+    /// Returns the usage and limit of swap alone. Version 1 limits the sum of memory and swap.
+    fn swap_v1(&self) -> (Option<u64>, Option<u64>) {
+        // A kernel that does not account swap shows no limit.
+        let accounted = self.stat.as_ref().is_some_and(|stat| value(stat, V1_LOWEST_SWAP_LIMIT).is_some());
+        let limit = self.swap_limit.map(|both| both.saturating_sub(self.limit.unwrap_or(0)));
+        (accounted.then(|| self.stat("total_swap")), limit)
     }
 
     fn counters(&self, limit_hits: Option<u64>) -> Option<MemoryCounters> {
@@ -285,17 +296,18 @@ mod tests {
     #[test]
     fn counters_of_version_1() {
         let own = "cache 1\nrss 1\npgfault 7\npgmajfault 1\n";
-        let total = "total_cache 300\ntotal_rss 250\ntotal_mapped_file 200\ntotal_inactive_file 2000\ntotal_pgfault 9\n";
+        let limits =
+            "hierarchical_memory_limit 9223372036854771712\nhierarchical_memsw_limit 9223372036854771712\n";
+        let total = "total_cache 300\ntotal_rss 250\ntotal_mapped_file 200\ntotal_inactive_file 2000\ntotal_pgfault 9\ntotal_swap 200\n";
         let files = [
             ("memory.usage_in_bytes", "1000\n"),
             ("memory.max_usage_in_bytes", "2000\n"),
-            ("memory.memsw.usage_in_bytes", "1200\n"),
-            ("memory.memsw.limit_in_bytes", "9223372036854771712\n"),
-            ("memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory.memsw.limit_in_bytes", "1\n"),
+            ("memory.limit_in_bytes", "1\n"),
             ("memory.soft_limit_in_bytes", "4096\n"),
             ("memory.failcnt", "5\n"),
             ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n"),
-            ("memory.stat", &format!("{own}{total}")),
+            ("memory.stat", &format!("{own}{limits}{total}")),
         ];
         with_files(Interface::V1, &files, |reader| {
             let found = counters(reader);
@@ -348,12 +360,19 @@ mod tests {
 
     #[test]
     fn swap_of_version_1_is_the_part_above_memory() {
-        let limits = [("memory.limit_in_bytes", "1000\n"), ("memory.memsw.limit_in_bytes", "1500\n")];
-        let files = [limits[0], limits[1], ("memory.usage_in_bytes", "900\n")];
-        with_files(Interface::V1, &files, |reader| {
-            let memory = usage(reader).unwrap();
-            assert_eq!((memory.limit, memory.swap, memory.swap_limit), (Some(1000), None, Some(500)));
-        });
+        let read = |stat: &str, limit: &str| {
+            let both = [("memory.limit_in_bytes", limit), ("memory.memsw.limit_in_bytes", "1500\n")];
+            let files = [both[0], both[1], ("memory.usage_in_bytes", "900\n"), ("memory.stat", stat)];
+            with_files(Interface::V1, &files, |reader| {
+                let memory = usage(reader).unwrap();
+                (memory.limit, memory.swap, memory.swap_limit)
+            })
+        };
+        let stat = "hierarchical_memory_limit 800\nhierarchical_memsw_limit 1200\ntotal_swap 7\n";
+        assert_eq!(read(stat, "1000\n"), (Some(1000), Some(7), Some(500)));
+        // The cgroup above has a limit, this one has none.
+        assert_eq!(read(stat, "9223372036854771712\n"), (None, Some(7), Some(1500)));
+        assert_eq!(read("hierarchical_memory_limit 800\n", "1000\n"), (Some(1000), None, None));
     }
 
     #[test]

@@ -22,6 +22,7 @@ use oci_spec::runtime::LinuxResources;
 
 use super::Result;
 use super::files::Reader;
+use super::hierarchy::Hierarchy;
 use super::limits::LimitWrite;
 
 /// Returns the files that set the limits.
@@ -31,11 +32,8 @@ pub(super) fn limits(reader: &Reader<'_>, resources: &LinuxResources) -> Vec<Lim
 }
 
 /// Prepares a new folder of version 1, whose parent is `above`.
-pub(super) fn inherit_v1(above: &Path, folder: &Path, controllers: &[String]) -> Result<()> {
-    match controllers.iter().any(|controller| controller == "cpuset") {
-        true => cpuset::inherit(above, folder),
-        false => Ok(()),
-    }
+pub(super) fn inherit_v1(above: &Path, folder: &Path, hierarchy: &Hierarchy) -> Result<()> {
+    if hierarchy.has("cpuset") { cpuset::inherit(above, folder) } else { Ok(()) }
 }
 
 /// Enables all controllers of a v2 folder for the folders below. If a controller cannot be enabled, the limit that

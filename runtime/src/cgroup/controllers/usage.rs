@@ -74,6 +74,14 @@ impl Cgroup {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let reader = self.reader();
+        let processes = pids::usage(&reader);
+        Stats { processes, ..stats(&reader, cpu::usage(&reader), memory::usage(&reader)) }
+    }
+
+    /// Returns the usage without the number of processes, which is in another folder on v1.
+    #[must_use]
+    pub fn stats_without_processes(&self) -> Stats {
+        let reader = self.reader();
         stats(&reader, cpu::usage(&reader), memory::usage(&reader))
     }
 
@@ -88,7 +96,7 @@ fn stats(reader: &Reader<'_>, cpu: Option<u64>, memory: Option<Memory>) -> Stats
     Stats {
         cpu,
         memory,
-        processes: pids::usage(reader),
+        processes: None,
         cpu_pressure: pressure(reader, Resource::Cpu),
         memory_pressure: pressure(reader, Resource::Memory),
         io_pressure: pressure(reader, Resource::Io),
@@ -99,7 +107,7 @@ fn counters(reader: &Reader<'_>) -> Counters {
     let cpu = cpu::counters(reader);
     let memory = memory::counters(reader);
     Counters {
-        stats: stats(reader, cpu.usage, memory.usage),
+        stats: Stats { processes: pids::usage(reader), ..stats(reader, cpu.usage, memory.usage) },
         cpu_user: cpu.user,
         cpu_system: cpu.system,
         throttling: cpu.throttling,
