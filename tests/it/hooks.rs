@@ -285,6 +285,23 @@ async fn a_removal_waits_for_the_poststop_hooks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_removal_does_not_wait_for_a_poststart_hook_that_hangs() {
+    let mut lab = Lab::start().await;
+    lab.add_with("10.json", "poststart", "hang", Value::Null);
+    lab.add("20.json", "poststop", "");
+    let pod = lab.berth.run_pod(lab.berth.pod_config("hang")).await;
+    let id = lab.berth.try_create(&pod, hooked(sleeper("c"))).await.unwrap();
+    let mut client = lab.berth.runtime.clone();
+    let request = StartContainerRequest { container_id: id.clone() };
+    let start = tokio::spawn(async move { client.start_container(request).await });
+    lab.until_order(&["poststart"]).await;
+    tokio::time::timeout(PATIENCE, lab.remove(&id)).await.expect("the removal waits for the hook");
+    assert_eq!(lab.order(), ["poststart", "poststop"]);
+    assert!(tokio::time::timeout(PATIENCE, start).await.unwrap().unwrap().is_err());
+    assert_eq!(lab.berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_daemon_runs_the_poststop_hooks_of_a_killed_keeper() {
     let mut lab = Lab::start().await;
     lab.add("10.json", "poststop", "");
