@@ -1,5 +1,5 @@
-//! RunPodSandbox and CreateContainer with fakes of keeper, network and cgroups, and without root: the order of the
-//! effects on the host, and their undo when a step fails.
+//! RunPodSandbox and CreateContainer with fakes of keeper, network, cgroups and mounts, and without root: the order of
+//! the effects on the host, and their undo when a step fails.
 
 use berth_proto::v1::{ContainerConfig, ContainerMetadata, ImageSpec, PodSandboxConfig, PodSandboxMetadata};
 use tonic::{Code, Status};
@@ -7,10 +7,13 @@ use tonic::{Code, Status};
 use crate::container::create::create_container;
 use crate::fakes::FakeNode;
 use crate::pod::run::run_pod_sandbox;
-use crate::store::PodState;
+use crate::store::{ContainerState, PodState};
 
 /// The effects of a successful RunPodSandbox.
 const RUN: [&str; 5] = ["create cgroup", "launch", "Hello", "Sandbox", "attach"];
+
+/// The effects of a successful CreateContainer.
+const CREATE: [&str; 3] = ["mount root", "create cgroup", "Create"];
 
 fn pod(name: &str) -> PodSandboxConfig {
     let metadata = PodSandboxMetadata {
@@ -151,18 +154,103 @@ async fn image(node: &FakeNode) -> String {
     node.daemon.images.load(&archive).await.unwrap()[0].id.to_string()
 }
 
+/// A daemon with a pod that is ready and an image.
+struct ReadyNode {
+    node: FakeNode,
+    pod: String,
+    image: String,
+    /// The folders before a container is created.
+    folders: Vec<String>,
+}
+
+impl ReadyNode {
+    async fn start() -> Self {
+        let node = FakeNode::start().await;
+        let (pod, image) = (node.run(pod("web")).await.unwrap(), image(&node).await);
+        let folders = node.folders();
+        Self { node, pod, image, folders }
+    }
+
+    async fn create(&self) -> Result<String, Status> {
+        self.node.create(&self.pod, container("app", &self.image)).await
+    }
+
+    /// Returns the effects on the host after those of RunPodSandbox.
+    fn effects(&self) -> Vec<&'static str> {
+        self.node.host.journal.entries().split_off(RUN.len())
+    }
+
+    fn assert_nothing_is_left(&self, case: &str) {
+        assert_eq!(self.node.folders(), self.folders, "{case}: the container's folder is gone");
+        assert_eq!(self.node.daemon.images.writable_layers(), Vec::<String>::new(), "{case}");
+        assert!(self.node.daemon.pods.store.containers().is_empty(), "{case}");
+    }
+}
+
 #[tokio::test]
-async fn a_container_whose_bundle_cannot_be_assembled_is_undone() {
-    let node = FakeNode::start().await;
-    let pod = node.run(pod("web")).await.unwrap();
-    let image = image(&node).await;
-    let before = node.folders();
-    // Without root, the root filesystem cannot be mounted; as root, the cgroup cannot be created.
-    node.host.fail("create cgroup");
-    node.create(&pod, container("app", &image)).await.unwrap_err();
-    assert_eq!(node.host.journal.entries().last(), Some(&"release cgroup"));
-    assert_eq!(node.folders(), before, "the container's folder is gone");
-    assert_eq!(node.daemon.images.writable_layers(), Vec::<String>::new());
-    assert!(node.daemon.pods.store.containers().is_empty());
-    assert!(!node.host.journal.entries().contains(&"Create"), "the keeper was not asked");
+async fn a_container_is_created_and_recorded_when_its_first_process_waits() {
+    let ready = ReadyNode::start().await;
+    let id = ready.create().await.unwrap();
+    assert_eq!(ready.effects(), CREATE);
+    let pods = &ready.node.daemon.pods;
+    let created = pods.store.container(&id).unwrap();
+    assert_eq!(created.state(), ContainerState::Created { pid: 1 });
+    assert_eq!(ready.node.daemon.images.writable_layers(), [id.as_str()]);
+    let spec = std::fs::read_to_string(created.folder().join("config.json")).unwrap();
+    assert!(spec.contains("/app"), "the command of the image: {spec}");
+    let record = std::fs::read_to_string(created.folder().join("container.json")).unwrap();
+    assert!(record.contains(&id) && record.contains("Created"), "{record}");
+}
+
+#[tokio::test]
+async fn a_failed_step_of_a_container_undoes_itself_and_those_before_it() {
+    for (failing, undo) in [
+        ("mount root", &[][..]),
+        ("create cgroup", &["release cgroup"]),
+        ("Create", &["Forget", "release cgroup"]),
+    ] {
+        let ready = ReadyNode::start().await;
+        ready.node.host.fail(failing);
+        let error = ready.create().await.unwrap_err();
+        assert!(error.message().contains(&format!("no {failing} today")), "{error}");
+        let done = CREATE.iter().position(|step| *step == failing).unwrap();
+        assert_eq!(ready.effects(), [&CREATE[..=done], undo].concat(), "{failing}");
+        ready.assert_nothing_is_left(failing);
+    }
+}
+
+#[tokio::test]
+async fn an_undo_of_a_container_that_fails_is_reported_and_does_not_stop_the_others() {
+    let ready = ReadyNode::start().await;
+    for effect in ["Create", "Forget", "release cgroup"] {
+        ready.node.host.fail(effect);
+    }
+    let error = ready.create().await.unwrap_err();
+    for effect in ["Create", "Forget", "release cgroup"] {
+        assert!(error.message().contains(&format!("no {effect} today")), "{error}");
+    }
+    ready.assert_nothing_is_left("failed undo");
+}
+
+#[tokio::test]
+async fn the_name_of_a_container_is_taken_until_its_creation_fails() {
+    let ready = ReadyNode::start().await;
+    ready.node.host.fail("Create");
+    ready.create().await.unwrap_err();
+    ready.node.host.repair("Create");
+    let id = ready.create().await.unwrap();
+    let error = ready.create().await.unwrap_err();
+    assert_eq!(error.code(), Code::AlreadyExists, "{error}");
+    assert!(error.message().contains(&id), "{error}");
+}
+
+#[tokio::test]
+async fn a_pod_that_stops_during_a_creation_gets_no_container() {
+    let ready = ReadyNode::start().await;
+    let pod = ready.node.daemon.pods.store.pod(&ready.pod).unwrap();
+    ready.node.host.on("create cgroup", move || pod.transition(PodState::stopping));
+    let error = ready.create().await.unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition, "{error}");
+    assert_eq!(ready.effects(), ["mount root", "create cgroup", "release cgroup"], "the keeper is not asked");
+    ready.assert_nothing_is_left("stopped pod");
 }

@@ -17,6 +17,7 @@ use crate::instruments::Instruments;
 use crate::keeper::KeeperLauncher;
 use crate::network::PodNetwork;
 use crate::pods::Pods;
+use crate::root_mount::{Overlay, RootMounter};
 use crate::session_url::SessionUrls;
 
 /// One running daemon. All requests share it. It holds nothing that is not also on disk or in a keeper.
@@ -36,6 +37,8 @@ pub struct Daemon {
     pub host: HostFacts,
     /// Starts the keepers of pods.
     pub keepers: Arc<dyn KeeperLauncher>,
+    /// Mounts the root filesystems of containers.
+    pub roots: Arc<dyn RootMounter>,
     /// Compiled seccomp profiles.
     pub filters: Arc<Cache>,
     /// The streaming sessions: those that wait for their client, and the address that serves them.
@@ -63,6 +66,7 @@ pub async fn open(config: Config) -> Result<Shared, CriError> {
         cgroups: Cgroups::detect(config.cgroup_driver(), &programs, &config.root)?,
         host: HostFacts::detect()?,
         keepers: programs,
+        roots: Arc::new(Overlay),
         filters: Arc::default(),
         sessions: Arc::default(),
         config,

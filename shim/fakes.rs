@@ -1,15 +1,17 @@
-//! A daemon for unit tests: keepers, network and cgroups are fakes that note what is done to the host, and fail where
+//! A daemon for unit tests: keepers, network, cgroups and root filesystems are fakes that note what is done to the host, and fail where
 //! the test decides. It needs no root.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::fs::{self, File};
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use berth_cni::PodAttach;
-use berth_image::ImageStore;
-use berth_proto::v1::CgroupDriver;
+use berth_image::{ImageStore, WritableLayer};
+use berth_proto::v1::{CgroupDriver, ContainerConfig, PodSandboxConfig};
 use berth_runtime::cgroup::{CgroupPath, JoinFds};
 use berth_runtime::client::{ClientError, Keeper, Programs};
 use berth_runtime::wire::{Call, Failure, Outcome};
@@ -20,13 +22,17 @@ use crate::config::Config;
 use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::host::HostFacts;
-use crate::ids::PodId;
+use crate::ids::{ContainerId, PodId};
 use crate::images;
 use crate::instruments::Instruments;
 use crate::keeper::KeeperLauncher;
 use crate::keeper::fake::{FakeKeeper, Journal, Reaction};
 use crate::network::{NetworkAttacher, PodNetwork};
 use crate::pods::Pods;
+use crate::root_mount::RootMounter;
+use crate::store::container::RecordedUser;
+use crate::store::pod::{FilesLocation, PodResources};
+use crate::store::{Container, ContainerRecord, ContainerState, Pod, PodRecord, PodState};
 
 /// The effects of a daemon on its host. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -35,6 +41,17 @@ pub(crate) struct FakeHost {
     /// The effects that fail.
     failing: Arc<Mutex<BTreeSet<&'static str>>>,
     keepers: Arc<Mutex<Vec<FakeKeeper>>>,
+    /// Events that happen at the same time as an effect.
+    hooks: Arc<Mutex<Vec<(&'static str, Coincidence)>>>,
+}
+
+/// An event that happens at the same time as an effect.
+struct Coincidence(Box<dyn Fn() + Send>);
+
+impl fmt::Debug for Coincidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Coincidence")
+    }
 }
 
 impl FakeHost {
@@ -48,6 +65,12 @@ impl FakeHost {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner).remove(effect);
     }
 
+    /// Calls a function at each time of an effect.
+    pub(crate) fn on(&self, effect: &'static str, call: impl Fn() + Send + 'static) {
+        let coincidence = Coincidence(Box::new(call));
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner).push((effect, coincidence));
+    }
+
     fn fails(&self, effect: &str) -> bool {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner).contains(effect)
     }
@@ -55,6 +78,11 @@ impl FakeHost {
     /// Notes an effect, which may fail.
     fn effect(&self, effect: &'static str) -> Result<(), String> {
         self.journal.add(effect);
+        for (at, coincidence) in &*self.hooks.lock().unwrap_or_else(PoisonError::into_inner) {
+            if *at == effect {
+                coincidence.0();
+            }
+        }
         if self.fails(effect) { Err(format!("no {effect} today")) } else { Ok(()) }
     }
 
@@ -104,6 +132,18 @@ impl KeeperLauncher for FakeHost {
     }
 }
 
+impl RootMounter for FakeHost {
+    fn mount(
+        &self,
+        layer: &WritableLayer,
+        _: Option<BorrowedFd<'_>>,
+        _: Option<&str>,
+    ) -> Result<OwnedFd, CriError> {
+        self.effect("mount root").map_err(|why| CriError::failed("mount the root filesystem", why))?;
+        Ok(File::open(&layer.upper).unwrap().into())
+    }
+}
+
 /// A daemon in a private folder, with the effects that it has on its host.
 #[derive(Debug)]
 pub(crate) struct FakeNode {
@@ -136,15 +176,65 @@ impl FakeNode {
             cgroups: cgroups.managed_by(host.clone()),
             host: HostFacts::detect().unwrap(),
             keepers: Arc::new(host.clone()),
+            roots: Arc::new(host.clone()),
             filters: Arc::default(),
             sessions: Arc::default(),
             config,
         };
         let folders = &daemon.pods.folders;
         for folder in [folders.pods(), folders.containers(), folders.pods_state()] {
-            std::fs::create_dir_all(folder).unwrap();
+            fs::create_dir_all(folder).unwrap();
         }
         Self { daemon: Arc::new(daemon), host, _folder: folder }
+    }
+
+    /// Creates a pod and a container in it, with their folders. They are neither in the store nor on disk.
+    pub(crate) fn objects(&self, pod: PodState, container: ContainerState) -> (Pod, Container) {
+        let pods = &self.daemon.pods;
+        let pod = self.pod_record(pod);
+        let container = self.container_record(pod.id.clone(), container);
+        let folder = pods.folders.container(&container.id);
+        for folder in [&pods.folders.pod(&pod.id), &pods.folders.pod_state(&pod.id), &folder] {
+            fs::create_dir_all(folder).unwrap();
+        }
+        let file = pods.folders.pod(&pod.id).join("pod.json");
+        (Pod::new(pod, file, pods.records.clone()), Container::new(container, folder, pods.records.clone()))
+    }
+
+    fn pod_record(&self, state: PodState) -> PodRecord {
+        PodRecord {
+            id: PodId::random(),
+            config: PodSandboxConfig::default(),
+            runtime_handler: String::new(),
+            created_at: 1,
+            boot_id: self.daemon.host.boot_id.clone(),
+            cgroup: "/berth-unit-test/pod".to_owned(),
+            selinux: None,
+            log_folder: None,
+            resources: PodResources::default(),
+            files: FilesLocation::Pause,
+            state,
+        }
+    }
+
+    fn container_record(&self, pod: PodId, state: ContainerState) -> ContainerRecord {
+        ContainerRecord {
+            id: ContainerId::random(),
+            pod,
+            config: ContainerConfig::default(),
+            image_id: String::new(),
+            image_ref: String::new(),
+            created_at: 1,
+            boot_id: self.daemon.host.boot_id.clone(),
+            log_path: None,
+            cgroup: "/berth-unit-test/container".to_owned(),
+            stop_signal: 15,
+            user: RecordedUser::default(),
+            resources: None,
+            update_annotations: BTreeMap::new(),
+            image: None,
+            state,
+        }
     }
 
     /// Returns the names of the folders of pods and containers on disk.

@@ -22,7 +22,7 @@
 //! * [`nri`]: plugins of the Node Resource Interface; [`nri_events`]: calls them at the events of pods and containers
 //! * [`views`]: states and statuses in the CRI's terms; [`responses`]: streamed responses
 //! * [`blocking`], [`host_files`]: work that blocks
-//! * [`keeper`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`hook_folders`], [`seccomp`], [`lsm`],
+//! * [`keeper`], [`root_mount`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`hook_folders`], [`seccomp`], [`lsm`],
 //!   [`systemd`], [`leftovers`]: small parts
 
 pub mod admin_service;
@@ -78,6 +78,7 @@ pub mod programs;
 pub(crate) mod project_quota;
 pub mod recover;
 pub mod responses;
+pub mod root_mount;
 pub mod runtime_service;
 pub mod seccomp;
 pub mod server;

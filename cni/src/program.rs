@@ -152,6 +152,41 @@ fn kind(
     plugins::compile(&named, search).map(RequestedPlugin::Plugin).map_err(invalid)
 }
 
+/// Opens the network namespace. For commands that also work without it, it may be gone.
+fn open_netns(invocation: &Invocation) -> std::result::Result<Option<File>, Failure> {
+    match File::open(&invocation.netns) {
+        Ok(netns) => Ok(Some(netns)),
+        // The namespace is gone with its last process. DEL removes what is outside it.
+        Err(_) if invocation.command != "ADD" && invocation.command != "CHECK" => Ok(None),
+        Err(error) => {
+            let why = format!("CNI_NETNS: open {}: {error}", invocation.netns);
+            Err(Failure::new(Failure::INVALID_ENVIRONMENT, why))
+        }
+    }
+}
+
+/// Parses the result of the plugins before this one.
+fn previous_result(
+    invocation: &Invocation,
+    config: &Value,
+    kind: &RequestedPlugin,
+) -> std::result::Result<CniResult, Failure> {
+    let given = config.get("prevResult");
+    let previous = CniResult::parse(given.unwrap_or(&Value::Null))
+        .map_err(|why| Failure::new(Failure::DECODE, format!("prevResult: {why}")))?;
+    if let RequestedPlugin::Plugin(plugin) = kind
+        && plugin.is_chained()
+        && given.is_none()
+        && matches!(invocation.command.as_str(), "ADD" | "CHECK")
+    {
+        return Err(Failure::new(
+            Failure::INVALID_CONFIG,
+            "prevResult: missing: this plugin must be chained after another",
+        ));
+    }
+    Ok(previous)
+}
+
 async fn answer(
     invocation: &Invocation,
     config: &Value,
@@ -166,15 +201,7 @@ async fn answer(
     let bin_dirs: Vec<PathBuf> = std::env::split_paths(&invocation.path).collect();
     let search = Search { bin_dirs, ..Search::default() };
     let kind = kind(invocation, config, &search)?;
-    let netns = match File::open(&invocation.netns) {
-        Ok(netns) => Some(netns),
-        // The namespace is gone with its last process. DEL removes what is outside it.
-        Err(_) if invocation.command != "ADD" && invocation.command != "CHECK" => None,
-        Err(error) => {
-            let why = format!("CNI_NETNS: open {}: {error}", invocation.netns);
-            return Err(Failure::new(Failure::INVALID_ENVIRONMENT, why));
-        }
-    };
+    let netns = open_netns(invocation)?;
     let runtime = match config.get("runtimeConfig") {
         Some(runtime) => RuntimeConfig::deserialize(berth_json::NullIsAbsent(runtime))
             .map_err(|error| Failure::new(Failure::DECODE, format!("runtimeConfig: {error}")))?,
@@ -202,18 +229,7 @@ async fn answer(
         data_dir: host.data_dir(),
         host: &host,
     };
-    let previous = CniResult::parse(config.get("prevResult").unwrap_or(&Value::Null))
-        .map_err(|why| Failure::new(Failure::DECODE, format!("prevResult: {why}")))?;
-    if let RequestedPlugin::Plugin(plugin) = &kind
-        && plugin.is_chained()
-        && config.get("prevResult").is_none()
-        && matches!(invocation.command.as_str(), "ADD" | "CHECK")
-    {
-        return Err(Failure::new(
-            Failure::INVALID_CONFIG,
-            "prevResult: missing: this plugin must be chained after another",
-        ));
-    }
+    let previous = previous_result(invocation, config, &kind)?;
     let result = command(&invocation.command, &kind, &call, config, previous).await?;
     Ok(result.map(|result| result.to_value(version).to_string()))
 }

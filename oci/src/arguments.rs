@@ -103,6 +103,30 @@ pub(crate) struct Id {
     pub(crate) id: String,
 }
 
+/// The terminal and the pid that the caller receives of a new process, and the descriptors that it passes to it.
+#[derive(Debug, Args)]
+pub(crate) struct Handover {
+    /// Send the terminal to this socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) console_socket: Option<PathBuf>,
+    /// Write the pid of the process to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) pid_file: Option<PathBuf>,
+    /// Pass this number of further descriptors: only 0 is supported
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    preserve_fds: u32,
+}
+
+impl Handover {
+    /// Rejects flags that are not supported.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.preserve_fds {
+            0 => Ok(()),
+            _ => Err(Error::Unsupported("--preserve-fds".to_owned())),
+        }
+    }
+}
+
 /// The arguments of `create`; `run` has them as well.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
@@ -111,15 +135,8 @@ pub(crate) struct Create {
     /// Read the bundle in this folder
     #[arg(short, long, value_name = "FOLDER", default_value = ".")]
     pub(crate) bundle: PathBuf,
-    /// Send the terminal to this socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) console_socket: Option<PathBuf>,
-    /// Write the pid of the first process to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pid_file: Option<PathBuf>,
-    /// Pass this number of further descriptors: only 0 is supported
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    pub(crate) preserve_fds: u32,
+    #[command(flatten)]
+    pub(crate) handover: Handover,
     /// Do not call pivot_root: not supported
     #[arg(long)]
     pub(crate) no_pivot: bool,
@@ -192,15 +209,8 @@ pub(crate) struct Exec {
     /// Return when the command runs
     #[arg(short, long)]
     pub(crate) detach: bool,
-    /// Send the terminal to this socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) console_socket: Option<PathBuf>,
-    /// Write the pid of the process to this file
-    #[arg(long, value_name = "FILE")]
-    pub(crate) pid_file: Option<PathBuf>,
-    /// Pass this number of further descriptors: only 0 is supported
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    pub(crate) preserve_fds: u32,
+    #[command(flatten)]
+    pub(crate) handover: Handover,
     /// Allow an exec in a paused container, where it waits
     #[arg(long)]
     pub(crate) ignore_paused: bool,
@@ -291,12 +301,4 @@ pub(crate) struct Spec {
     /// Write to this folder
     #[arg(short, long, value_name = "FOLDER", default_value = ".")]
     pub(crate) bundle: PathBuf,
-}
-
-/// Rejects flags of a new process that are not supported.
-pub(crate) fn check_preserved(preserve_fds: u32) -> Result<()> {
-    match preserve_fds {
-        0 => Ok(()),
-        _ => Err(Error::Unsupported("--preserve-fds".to_owned())),
-    }
 }

@@ -7,7 +7,7 @@ use berth_runtime::hooks;
 use berth_runtime::plan::HookKind;
 use berth_runtime::sys::keys::KeyringName;
 
-use crate::arguments::{Create, Global, check_preserved};
+use crate::arguments::{Create, Global};
 use crate::bundle::Bundle;
 use crate::cgroups;
 use crate::console;
@@ -33,7 +33,7 @@ pub(crate) fn create(
     let bundle = Bundle::read(&arguments.bundle)?;
     let process = bundle.spec.process().as_ref();
     let terminal = process.and_then(|process| process.terminal()).unwrap_or(false);
-    console::check(terminal, detached, arguments.console_socket.as_deref())?;
+    console::check(terminal, detached, arguments.handover.console_socket.as_deref())?;
     let linux = bundle.spec.linux().as_ref();
     let cgroup = cgroups::path(linux.and_then(|linux| linux.cgroups_path().as_deref()), &arguments.id)?;
     cgroups::check_unused(&cgroup)?;
@@ -61,7 +61,7 @@ pub(crate) fn create(
 }
 
 fn check(arguments: &Create) -> Result<()> {
-    check_preserved(arguments.preserve_fds)?;
+    arguments.handover.check()?;
     for (set, flag) in [(arguments.no_pivot, "--no-pivot"), (arguments.no_new_keyring, "--no-new-keyring")] {
         if set {
             return Err(Error::Unsupported(flag.to_owned()));
@@ -81,7 +81,7 @@ fn make(
     let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
     let cgroup = Cgroup::create(&hierarchies, path, &resources.unwrap_or_default())?;
     let launch = Launch::compile(bundle, container, &hierarchies, &cgroup)?;
-    let launched = match launch.start(container, arguments.console_socket.as_deref()) {
+    let launched = match launch.start(container, arguments.handover.console_socket.as_deref()) {
         Ok(launched) => launched,
         Err(error) => {
             // The hooks that undo also run after a failure (OCI runtime specification, "Lifecycle").
@@ -91,7 +91,7 @@ fn make(
             return Err(error);
         }
     };
-    let recorded = record_process(container, &launched, arguments.pid_file.as_deref());
+    let recorded = record_process(container, &launched, arguments.handover.pid_file.as_deref());
     if recorded.is_err() {
         launched.process.kill();
     }

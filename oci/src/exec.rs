@@ -15,7 +15,7 @@ use berth_runtime::sys::{socket, spawn::spawn};
 use oci_spec::runtime::{Capability, Process, Spec};
 use rustix::stdio;
 
-use crate::arguments::{Exec, check_preserved};
+use crate::arguments::Exec;
 use crate::child::{FirstProcess, Progress};
 use crate::console;
 use crate::create::write_pid;
@@ -25,7 +25,7 @@ use crate::store::{Container, Status, Store};
 
 /// Runs the command. Returns the exit code of the process.
 pub(crate) fn run(store: &Store, arguments: &Exec) -> Result<u8> {
-    check_preserved(arguments.preserve_fds)?;
+    arguments.handover.check()?;
     let container = store.find(&arguments.id)?;
     match container.status()? {
         Status::Running | Status::Created => {}
@@ -36,7 +36,7 @@ pub(crate) fn run(store: &Store, arguments: &Exec) -> Result<u8> {
     let spec = container.spec()?;
     let process = process(&spec, arguments)?;
     let terminal = process.terminal().unwrap_or(false);
-    console::check(terminal, arguments.detach, arguments.console_socket.as_deref())?;
+    console::check(terminal, arguments.detach, arguments.handover.console_socket.as_deref())?;
     let (mut child, plan) = clone_process(&container, &spec, &process)?;
     let master = match accompany(&mut child, arguments, &plan) {
         Ok(master) => master,
@@ -45,7 +45,7 @@ pub(crate) fn run(store: &Store, arguments: &Exec) -> Result<u8> {
             return Err(error);
         }
     };
-    if let Some(path) = &arguments.pid_file {
+    if let Some(path) = &arguments.handover.pid_file {
         write_pid(path, child.pid)?;
     }
     match arguments.detach {
@@ -188,7 +188,7 @@ fn accompany(child: &mut FirstProcess, arguments: &Exec, plan: &ExecPlan) -> Res
             id: arguments.id.clone(),
             why: format!("{failure}: {:?}", plan.process.args.first().map_or("", String::as_str)),
         })?;
-        match (progress, &arguments.console_socket) {
+        match (progress, &arguments.handover.console_socket) {
             (Progress::Terminal(terminal), Some(path)) => console::send(path, &terminal)?,
             (Progress::Terminal(terminal), None) => master = Some(terminal),
             (Progress::Closed, _) => return Ok(master),

@@ -3,6 +3,7 @@
 use berth_proto::nri::{Field, LinuxCpu, LinuxMemory, LinuxResources};
 
 use super::owners::{OwnerConflict, Ownership};
+use super::plugin::PluginName;
 
 /// Claims and copies each value that is present.
 macro_rules! merge_values {
@@ -21,7 +22,7 @@ macro_rules! merge_values {
 pub fn merge(
     owners: &mut Ownership,
     container: &str,
-    plugin: &str,
+    plugin: &PluginName,
     into: &mut LinuxResources,
     from: &LinuxResources,
 ) -> Result<(), OwnerConflict> {
@@ -98,6 +99,10 @@ mod tests {
 
     use super::*;
 
+    fn plugin(name: &str) -> PluginName {
+        PluginName::of_file(name).unwrap()
+    }
+
     #[test]
     fn limits_of_several_plugins_are_merged() {
         let shares = |value| LinuxResources {
@@ -113,15 +118,15 @@ mod tests {
             ..LinuxResources::default()
         };
         let (mut owners, mut merged) = (Ownership::default(), LinuxResources::default());
-        merge(&mut owners, "c", "10-a", &mut merged, &shares(3)).unwrap();
-        merge(&mut owners, "c", "20-b", &mut merged, &others).unwrap();
+        merge(&mut owners, "c", &plugin("10-a"), &mut merged, &shares(3)).unwrap();
+        merge(&mut owners, "c", &plugin("20-b"), &mut merged, &others).unwrap();
         let mut expected = others.clone();
         expected.cpu.as_mut().unwrap().shares = Some(OptionalUInt64 { value: 3 });
         assert_eq!(merged, expected);
-        let error = merge(&mut owners, "c", "20-b", &mut merged, &shares(4)).unwrap_err();
-        assert_eq!((error.first.as_str(), error.field), ("10-a", Field::CpuShares));
+        let error = merge(&mut owners, "c", &plugin("20-b"), &mut merged, &shares(4)).unwrap_err();
+        assert_eq!((error.first.to_string().as_str(), error.field), ("10-a", Field::CpuShares));
         let again = LinuxResources { unified: others.unified.clone(), ..LinuxResources::default() };
-        let error = merge(&mut owners, "c", "30-c", &mut merged, &again).unwrap_err();
-        assert_eq!((error.first.as_str(), error.key.as_deref()), ("20-b", Some("memory.high")));
+        let error = merge(&mut owners, "c", &plugin("30-c"), &mut merged, &again).unwrap_err();
+        assert_eq!((error.first.to_string().as_str(), error.key.as_deref()), ("20-b", Some("memory.high")));
     }
 }

@@ -1,9 +1,12 @@
 //! The plugins that changed each field of a container. Two plugins that set the same field are a conflict, unless the later
 //! one removes the value of the first.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
-use berth_proto::nri::{Field, FieldOwners, OwningPlugins};
+use berth_proto::nri::{CompoundFieldOwners, Field, FieldOwners, OwningPlugins};
+
+use super::plugin::PluginName;
 
 /// The mark of a removal, in keys and in the owner of a removed value.
 const REMOVAL: char = '-';
@@ -18,9 +21,9 @@ pub fn removal(name: &str) -> (&str, bool) {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct OwnerConflict {
     /// The plugin that was called first.
-    pub first: String,
+    pub first: PluginName,
     /// The plugin that was called later.
-    pub second: String,
+    pub second: PluginName,
     /// The field.
     pub field: Field,
     /// The entry of the field, if it has entries.
@@ -30,24 +33,75 @@ pub struct OwnerConflict {
 impl fmt::Display for OwnerConflict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { first, second, field, key } = self;
-        write!(f, "NRI plugins {first:?} and {second:?} both set {}", field.as_str_name())?;
+        write!(f, "NRI plugins \"{first}\" and \"{second}\" both set {}", field.as_str_name())?;
         key.iter().try_for_each(|key| write!(f, " {key:?}"))
     }
 }
 
+/// The plugin that has changed a value last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum ValueOwner {
+    /// It has set the value.
+    Set(PluginName),
+    /// It has removed the value, and may set it.
+    Removed(PluginName),
+}
+
+impl fmt::Display for ValueOwner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Set(plugin) => write!(f, "{plugin}"),
+            Self::Removed(plugin) => write!(f, "{REMOVAL}{plugin}"),
+        }
+    }
+}
+
+/// The owners of the fields of one container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct ContainerOwners {
+    /// Fields with one value.
+    values: BTreeMap<Field, ValueOwner>,
+    /// Fields to which all plugins add.
+    shared: BTreeMap<Field, Vec<PluginName>>,
+    /// Fields with entries, by key.
+    entries: BTreeMap<Field, BTreeMap<String, ValueOwner>>,
+}
+
+impl ContainerOwners {
+    /// Returns the owner of a field without entries as text, as validators get it.
+    fn text(&self, field: Field) -> Option<String> {
+        let shared =
+            || Some(self.shared.get(&field)?.iter().map(PluginName::to_string).collect::<Vec<_>>().join(","));
+        self.values.get(&field).map(ValueOwner::to_string).or_else(shared)
+    }
+
+    /// Returns the message for validators.
+    fn message(&self) -> FieldOwners {
+        let fields = self.values.keys().chain(self.shared.keys());
+        let simple = fields.filter_map(|field| Some((i32::from(*field), self.text(*field)?)));
+        let compound = self.entries.iter().map(|(field, entries)| {
+            let owners = entries.iter().map(|(key, owner)| (key.clone(), owner.to_string())).collect();
+            (i32::from(*field), CompoundFieldOwners { owners })
+        });
+        FieldOwners { simple: simple.collect(), compound: compound.collect() }
+    }
+}
+
 /// The owners of the fields of several containers.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Ownership(OwningPlugins);
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ownership {
+    containers: BTreeMap<String, ContainerOwners>,
+}
 
 impl Ownership {
     /// Records that a plugin sets a field that has one value.
     ///
     /// # Errors
     /// Another plugin has set it.
-    pub fn claim(&mut self, container: &str, field: Field, plugin: &str) -> Result<(), OwnerConflict> {
-        let owners = &mut self.of(container).simple;
-        check(owners.get(&field.into()), field, None, plugin)?;
-        owners.insert(field.into(), plugin.to_owned());
+    pub fn claim(&mut self, container: &str, field: Field, plugin: &PluginName) -> Result<(), OwnerConflict> {
+        let owners = &mut self.of(container).values;
+        check(owners.get(&field), field, None, plugin)?;
+        owners.insert(field, ValueOwner::Set(plugin.clone()));
         Ok(())
     }
 
@@ -60,102 +114,103 @@ impl Ownership {
         container: &str,
         field: Field,
         key: &str,
-        plugin: &str,
+        plugin: &PluginName,
     ) -> Result<(), OwnerConflict> {
-        let owners = &mut self.of(container).compound.entry(field.into()).or_default().owners;
+        let owners = self.of(container).entries.entry(field).or_default();
         check(owners.get(key), field, Some(key), plugin)?;
-        owners.insert(key.to_owned(), plugin.to_owned());
+        owners.insert(key.to_owned(), ValueOwner::Set(plugin.clone()));
         Ok(())
     }
 
     /// Records that a plugin adds to a field that all plugins share.
-    pub fn share(&mut self, container: &str, field: Field, plugin: &str) {
-        let owners = &mut self.of(container).simple;
-        let owner = owners.entry(field.into()).or_default();
-        if !owner.is_empty() {
-            owner.push(',');
-        }
-        owner.push_str(plugin);
+    pub fn share(&mut self, container: &str, field: Field, plugin: &PluginName) {
+        self.of(container).shared.entry(field).or_default().push(plugin.clone());
     }
 
     /// Records that a plugin removes the value of a field, so that it can set the field.
-    pub fn clear(&mut self, container: &str, field: Field, plugin: &str) {
-        self.of(container).simple.insert(field.into(), format!("{REMOVAL}{plugin}"));
+    pub fn clear(&mut self, container: &str, field: Field, plugin: &PluginName) {
+        self.of(container).values.insert(field, ValueOwner::Removed(plugin.clone()));
     }
 
     /// Records that a plugin removes an entry, so that it can set the entry.
-    pub fn clear_entry(&mut self, container: &str, field: Field, key: &str, plugin: &str) {
-        let owners = &mut self.of(container).compound.entry(field.into()).or_default().owners;
-        owners.insert(key.to_owned(), format!("{REMOVAL}{plugin}"));
+    pub fn clear_entry(&mut self, container: &str, field: Field, key: &str, plugin: &PluginName) {
+        let owners = self.of(container).entries.entry(field).or_default();
+        owners.insert(key.to_owned(), ValueOwner::Removed(plugin.clone()));
     }
 
-    /// Returns the plugins that set a field.
+    /// Returns the plugins that set a field, as text.
     #[must_use]
-    pub fn owner(&self, container: &str, field: Field) -> Option<&str> {
-        self.0.owners.get(container)?.simple.get(&field.into()).map(String::as_str)
+    pub fn owner(&self, container: &str, field: Field) -> Option<String> {
+        self.containers.get(container)?.text(field)
     }
 
-    /// Returns the entries of a field with their plugins, sorted.
+    /// Returns the entries of a field with their plugins as text, sorted.
     #[must_use]
-    pub fn entries(&self, container: &str, field: Field) -> Vec<(&str, &str)> {
-        let owners = self.0.owners.get(container).and_then(|owners| owners.compound.get(&field.into()));
-        let entries = owners.iter().flat_map(|owners| &owners.owners);
-        let mut entries: Vec<_> = entries.map(|(key, plugin)| (key.as_str(), plugin.as_str())).collect();
-        entries.sort_unstable();
-        entries
+    pub fn entries(&self, container: &str, field: Field) -> Vec<(&str, String)> {
+        let entries = self.containers.get(container).and_then(|owners| owners.entries.get(&field));
+        entries.into_iter().flatten().map(|(key, owner)| (key.as_str(), owner.to_string())).collect()
     }
 
     /// Returns the message for validators.
     #[must_use]
     pub fn message(&self) -> OwningPlugins {
-        self.0.clone()
+        let owners = self.containers.iter().map(|(container, owners)| (container.clone(), owners.message()));
+        OwningPlugins { owners: owners.collect() }
     }
 
-    fn of(&mut self, container: &str) -> &mut FieldOwners {
-        self.0.owners.entry(container.to_owned()).or_default()
+    fn of(&mut self, container: &str) -> &mut ContainerOwners {
+        self.containers.entry(container.to_owned()).or_default()
     }
 }
 
-fn check(owner: Option<&String>, field: Field, key: Option<&str>, plugin: &str) -> Result<(), OwnerConflict> {
-    let Some(owner) = owner else { return Ok(()) };
-    let (first, is_removed) = removal(owner);
-    if is_removed && first == plugin {
-        return Ok(());
-    }
-    let (first, second) = (first.to_owned(), plugin.to_owned());
-    Err(OwnerConflict { first, second, field, key: key.map(str::to_owned) })
+fn check(
+    owner: Option<&ValueOwner>,
+    field: Field,
+    key: Option<&str>,
+    plugin: &PluginName,
+) -> Result<(), OwnerConflict> {
+    let first = match owner {
+        None => return Ok(()),
+        Some(ValueOwner::Removed(owner)) if owner == plugin => return Ok(()),
+        Some(ValueOwner::Set(owner) | ValueOwner::Removed(owner)) => owner.clone(),
+    };
+    Err(OwnerConflict { first, second: plugin.clone(), field, key: key.map(str::to_owned) })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn plugin(name: &str) -> PluginName {
+        PluginName::of_file(name).unwrap()
+    }
+
     #[test]
     fn a_conflict_names_both_plugins_and_the_field() {
         let mut owners = Ownership::default();
-        owners.claim("c", Field::CpuShares, "10-a").unwrap();
-        owners.claim("other", Field::CpuShares, "20-b").unwrap();
-        let error = owners.claim("c", Field::CpuShares, "20-b").unwrap_err().to_string();
+        owners.claim("c", Field::CpuShares, &plugin("10-a")).unwrap();
+        owners.claim("other", Field::CpuShares, &plugin("20-b")).unwrap();
+        let error = owners.claim("c", Field::CpuShares, &plugin("20-b")).unwrap_err().to_string();
         assert_eq!(error, "NRI plugins \"10-a\" and \"20-b\" both set CPUShares");
-        owners.claim_entry("c", Field::Env, "A", "10-a").unwrap();
-        owners.claim_entry("c", Field::Env, "B", "20-b").unwrap();
-        let error = owners.claim_entry("c", Field::Env, "A", "20-b").unwrap_err().to_string();
+        owners.claim_entry("c", Field::Env, "A", &plugin("10-a")).unwrap();
+        owners.claim_entry("c", Field::Env, "B", &plugin("20-b")).unwrap();
+        let error = owners.claim_entry("c", Field::Env, "A", &plugin("20-b")).unwrap_err().to_string();
         assert_eq!(error, "NRI plugins \"10-a\" and \"20-b\" both set Env \"A\"");
-        assert_eq!(owners.entries("c", Field::Env), [("A", "10-a"), ("B", "20-b")]);
+        assert_eq!(owners.entries("c", Field::Env), [("A", "10-a".to_owned()), ("B", "20-b".to_owned())]);
     }
 
     #[test]
     fn a_removal_permits_its_plugin_to_set_the_value() {
         let mut owners = Ownership::default();
-        owners.claim_entry("c", Field::Mounts, "/x", "10-a").unwrap();
-        owners.clear_entry("c", Field::Mounts, "/x", "20-b");
-        assert!(owners.clone().claim_entry("c", Field::Mounts, "/x", "30-c").is_err());
-        owners.claim_entry("c", Field::Mounts, "/x", "20-b").unwrap();
-        owners.claim("c", Field::Args, "10-a").unwrap();
-        owners.clear("c", Field::Args, "20-b");
-        owners.claim("c", Field::Args, "20-b").unwrap();
-        owners.share("c", Field::OciHooks, "10-a");
-        owners.share("c", Field::OciHooks, "20-b");
-        assert_eq!(owners.owner("c", Field::OciHooks), Some("10-a,20-b"));
+        owners.claim_entry("c", Field::Mounts, "/x", &plugin("10-a")).unwrap();
+        owners.clear_entry("c", Field::Mounts, "/x", &plugin("20-b"));
+        assert!(owners.clone().claim_entry("c", Field::Mounts, "/x", &plugin("30-c")).is_err());
+        owners.claim_entry("c", Field::Mounts, "/x", &plugin("20-b")).unwrap();
+        owners.claim("c", Field::Args, &plugin("10-a")).unwrap();
+        owners.clear("c", Field::Args, &plugin("20-b"));
+        owners.claim("c", Field::Args, &plugin("20-b")).unwrap();
+        owners.share("c", Field::OciHooks, &plugin("10-a"));
+        owners.share("c", Field::OciHooks, &plugin("20-b"));
+        assert_eq!(owners.owner("c", Field::OciHooks), Some("10-a,20-b".to_owned()));
     }
 }

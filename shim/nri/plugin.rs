@@ -20,9 +20,9 @@ use super::wire::{IncomingCall, PluginConnection, PluginError, UNIMPLEMENTED, UN
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PluginName {
     /// Two digits: plugins are called in the order of their indexes.
-    pub index: String,
+    pub index: Box<str>,
     /// The name.
-    pub name: String,
+    pub name: Box<str>,
 }
 
 impl PluginName {
@@ -38,7 +38,7 @@ impl PluginName {
         if name.is_empty() || !name.bytes().all(valid) {
             return Err(format!("invalid name {name:?}: only letters, digits and -_.+ are allowed"));
         }
-        Ok(Self { index: index.to_owned(), name: name.to_owned() })
+        Ok(Self { index: index.into(), name: name.into() })
     }
 
     /// Reads the name of a file, `NN-name`.
@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn names_are_checked() {
         assert_eq!(PluginName::of_file("05-logger").unwrap().to_string(), "05-logger");
-        assert_eq!(PluginName::of_file("05-a-b").unwrap().name, "a-b");
+        assert_eq!(&*PluginName::of_file("05-a-b").unwrap().name, "a-b");
         for invalid in ["logger", "5-logger", "005-logger", "0x-logger", "05-", "05-a/b"] {
             assert!(PluginName::of_file(invalid).is_err(), "{invalid}");
         }

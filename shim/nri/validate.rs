@@ -55,12 +55,12 @@ pub fn check(
     let id = &container.id;
     let forbid = |plugins: String, what, key| Err(Rejection::Forbidden { plugins, what, key });
     if let Some(plugins) = owners.owner(id, Field::OciHooks).filter(|_| config.reject_oci_hook_adjustment) {
-        return forbid(plugins.to_owned(), "OCI hooks", "reject_oci_hook_adjustment");
+        return forbid(plugins, "OCI hooks", "reject_oci_hook_adjustment");
     }
     if let Some(plugin) = owners.owner(id, Field::SeccompPolicy) {
         let (key, is_rejected) = seccomp_rule(config, container);
         if is_rejected {
-            return forbid(plugin.to_owned(), "the seccomp policy", key);
+            return forbid(plugin, "the seccomp policy", key);
         }
     }
     let lists = [
@@ -115,7 +115,8 @@ fn check_required(
             serde_json::from_str(value).map_err(|error| invalid(&key, error.to_string()))?;
         required.extend(names);
     }
-    required.retain(|name| !plugins.iter().any(|plugin| plugin.name == *name || plugin.to_string() == *name));
+    required
+        .retain(|name| !plugins.iter().any(|plugin| *plugin.name == **name || plugin.to_string() == *name));
     match required.is_empty() {
         true => Ok(()),
         false => Err(Rejection::Missing(required.join(", "))),
@@ -147,6 +148,10 @@ mod tests {
 
     use super::*;
 
+    fn plugin(name: &str) -> PluginName {
+        PluginName::of_file(name).unwrap()
+    }
+
     fn enabled() -> NriValidatorConfig {
         NriValidatorConfig { enable: true, ..NriValidatorConfig::default() }
     }
@@ -170,10 +175,10 @@ mod tests {
     #[test]
     fn each_key_rejects_its_change_and_names_the_plugin() {
         let mut owners = Ownership::default();
-        owners.share("id", Field::OciHooks, "10-a");
-        owners.claim("id", Field::SeccompPolicy, "20-b").unwrap();
-        owners.claim_entry("id", Field::Namespace, "ipc", "30-c").unwrap();
-        owners.claim_entry("id", Field::Sysctl, "net.x", "40-d").unwrap();
+        owners.share("id", Field::OciHooks, &plugin("10-a"));
+        owners.claim("id", Field::SeccompPolicy, &plugin("20-b")).unwrap();
+        owners.claim_entry("id", Field::Namespace, "ipc", &plugin("30-c")).unwrap();
+        owners.claim_entry("id", Field::Sysctl, "net.x", &plugin("40-d")).unwrap();
         let check = |config: &NriValidatorConfig, profile| {
             super::check(config, &pod(&[]), &container(profile), &owners, &[])
                 .map_err(|error| error.to_string())

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use berth_proto::v1::{ContainerConfig, PodSandboxConfig};
 use berth_runtime::wire::{Call, ContainerSnapshot, Outcome, Phase, Snapshot};
 
 use super::{PendingCleanup, containers, load, pods};
@@ -10,8 +9,7 @@ use crate::fakes::FakeNode;
 use crate::ids::{ContainerId, PodId};
 use crate::keeper::fake::{FakeKeeper, without_containers};
 use crate::pod::stopper::PodStopper;
-use crate::store::pod::{FilesLocation, PodResources};
-use crate::store::{Container, ContainerRecord, ContainerState, ExitReason, Pod, PodRecord, PodState};
+use crate::store::{Container, ContainerState, ExitReason, Pod, PodState};
 
 /// The records of an earlier daemon: a pod and a container in it.
 struct Records {
@@ -23,47 +21,10 @@ struct Records {
 impl Records {
     async fn of(pod: PodState, container: ContainerState) -> Self {
         let node = FakeNode::start().await;
-        let pods = &node.daemon.pods;
-        let pod = PodRecord {
-            id: PodId::random(),
-            config: PodSandboxConfig::default(),
-            runtime_handler: String::new(),
-            created_at: 1,
-            boot_id: node.daemon.host.boot_id.clone(),
-            cgroup: "/berth-unit-test/pod".to_owned(),
-            selinux: None,
-            log_folder: None,
-            resources: PodResources::default(),
-            files: FilesLocation::Pause,
-            state: pod,
-        };
-        let container = ContainerRecord {
-            id: ContainerId::random(),
-            pod: pod.id.clone(),
-            config: ContainerConfig::default(),
-            image_id: String::new(),
-            image_ref: String::new(),
-            created_at: 1,
-            boot_id: pod.boot_id.clone(),
-            log_path: None,
-            cgroup: "/berth-unit-test/container".to_owned(),
-            stop_signal: 15,
-            user: crate::store::container::RecordedUser::default(),
-            resources: None,
-            update_annotations: std::collections::BTreeMap::new(),
-            image: None,
-            state: container,
-        };
-        let (pod_id, container_id) = (pod.id.clone(), container.id.clone());
-        for folder in [pods.folders.pod(&pod.id), pods.folders.pod_state(&pod.id)] {
-            std::fs::create_dir_all(folder).unwrap();
-        }
-        std::fs::create_dir_all(pods.folders.container(&container.id)).unwrap();
-        let file = pods.folders.pod(&pod.id).join("pod.json");
-        Pod::new(pod, file, pods.records.clone()).intend(|_| {}).unwrap();
-        let folder = pods.folders.container(&container.id);
-        Container::new(container, folder, pods.records.clone()).intend(|_| {}).unwrap();
-        Self { node, pod: pod_id, container: container_id }
+        let (pod, container) = node.objects(pod, container);
+        pod.intend(|_| {}).unwrap();
+        container.intend(|_| {}).unwrap();
+        Self { node, pod: pod.id.clone(), container: container.id.clone() }
     }
 
     /// Loads the records, as a new daemon does.

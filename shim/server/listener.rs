@@ -121,7 +121,7 @@ fn peer(connection: &UnixStream) -> Option<i32> {
         // The daemon's own health check is not logged.
         Ok(peer) if peer.pid() == i32::try_from(std::process::id()).ok() => peer.pid(),
         Ok(peer) => {
-            tracing::info!(pid = peer.pid(), uid = peer.uid(), gid = peer.gid(), "client connected");
+            tracing::debug!(pid = peer.pid(), uid = peer.uid(), gid = peer.gid(), "client connected");
             peer.pid()
         }
         Err(error) => {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage};
 
 use super::Netlink;
+use super::addresses::address_of;
 use super::monitor::Monitor;
-use super::routes::address_of;
 use crate::{Context, Error, Result};
 
 /// The time limit of the detection. It takes one or two seconds (`dad_transmits`, `retrans_time` of ip-sysctl).

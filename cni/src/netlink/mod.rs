@@ -4,10 +4,11 @@
 //! * this file: the sockets of a network namespace, and the state of links
 //! * [`socket`]: one socket; [`direct`]: blocking requests, for a thread that has entered a pod's namespace
 //! * [`monitor`]: change notifications; [`duplicates`]: duplicate address detection
-//! * [`links`]: creating and changing links; [`routes`]: addresses, routes, rules; [`traffic`]: queues and filters;
+//! * [`links`]: creating and changing links; [`addresses`], [`routes`], [`rules`]; [`traffic`]: queues and filters;
 //!   [`neighbours`]: neighbour and bridge forwarding entries
 //! * [`messages`], [`attributes`]: the encoding that all families share; [`netfilter`]: requests to netfilter's subsystems
 
+pub(crate) mod addresses;
 pub(crate) mod attributes;
 pub(crate) mod direct;
 pub(crate) mod duplicates;
@@ -17,6 +18,7 @@ pub(crate) mod monitor;
 pub(crate) mod neighbours;
 pub(crate) mod netfilter;
 pub(crate) mod routes;
+pub(crate) mod rules;
 pub(crate) mod socket;
 pub(crate) mod traffic;
 

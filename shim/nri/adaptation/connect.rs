@@ -53,7 +53,7 @@ impl Adaptation {
         tracing::info!(plugin = %plugin.name, ?order, "an NRI plugin has connected");
         let mut merged = MergedUpdates::default();
         // One plugin has no conflicts.
-        drop(merged.add(&plugin.name.to_string(), &updates, Vec::new()));
+        drop(merged.add(&plugin.name, &updates, Vec::new()));
         self.apply_later(merged);
         Ok(())
     }

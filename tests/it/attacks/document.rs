@@ -23,7 +23,7 @@ const SOURCES: [(&str, &str); 27] = [
     ("mount_rights", include_str!("../mount_rights.rs")),
     ("mounts", include_str!("../mounts.rs")),
     ("network_paths", include_str!("../network_paths.rs")),
-    ("network_upkeep", include_str!("../network_upkeep.rs")),
+    ("network_upkeep::repair", include_str!("../network_upkeep/repair.rs")),
     ("pod_files", include_str!("../pod_files.rs")),
     ("pods", include_str!("../pods.rs")),
     ("registry", include_str!("../registry.rs")),

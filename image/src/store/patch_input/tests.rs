@@ -67,7 +67,7 @@ fn an_unlisted_opaque_folder_keeps_its_metadata_and_hides_its_content() {
     }
     fs::create_dir_all(layers.top.join("srv/data/deeper")).unwrap();
     let emptied = fs::File::open(layers.top.join("srv/data")).unwrap();
-    rustix::fs::fsetxattr(&emptied, "trusted.overlay.opaque", b"y", XattrFlags::empty()).unwrap();
+    rustix::fs::fsetxattr(&emptied, "trusted.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
     let implicit = ["srv", "srv/data", "srv/data/deeper"].map(path).into();
     let record = LayerRecord { implicit, ..LayerRecord::default() };
     assert!(layers.build(&record).unwrap());

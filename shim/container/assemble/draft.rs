@@ -1,24 +1,17 @@
-//! Converts a CRI config into the input of the keeper: the root filesystem as a detached mount, the user from its
-//! passwd, the OCI spec, the cgroup, and the plan with its descriptors. All of it can block, so it runs off the
-//! request threads.
+//! The draft of a container: its root filesystem, and its spec with everything that depends on the host.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use berth_image::WritableLayer;
-use berth_proto::v1::{ContainerConfig, LinuxContainerResources, NamespaceMode};
-use berth_runtime::cgroup::CgroupPath;
-use berth_runtime::compile::{self, FdList, PlanInput, PodNamespaces};
-use berth_runtime::plan::{ContainerPlan, FdSlot, StdioPlan, UserNamespace};
-use berth_runtime::seccomp::Cache;
-use berth_runtime::{rootfs, users};
+use berth_proto::v1::{ContainerConfig, LinuxContainerResources};
+use berth_runtime::plan::UserNamespace;
+use berth_runtime::users;
 use oci_spec::runtime::{LinuxNetDevice, LinuxResources, Spec};
 
-use super::log::LogFile;
 use crate::cdi;
-use crate::cgroups::Cgroups;
 use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::devices;
@@ -30,42 +23,19 @@ use crate::lsm::selinux::{self, Labels, SeLinux};
 use crate::oci::{self, Host, ImageContext, PodContext, User};
 use crate::seccomp;
 use crate::store::container::RecordedUser;
-use crate::store::spec::CachedSpec;
-use crate::store::{Container, Pod, Store};
-
-/// The text by which the kubelet recognizes this failure (k8s.io/cri-api/pkg/errors, `ErrImageVolumeMountFailed`).
-pub(super) const IMAGE_VOLUME_FAILED: &str = "ImageVolumeMountFailed";
-
-/// The plan of a container and its descriptors, which are sent to the keeper.
-#[derive(Debug)]
-pub struct Assembled {
-    /// The steps of the first process.
-    pub plan: ContainerPlan,
-    /// The descriptors in the order of the plan's slots.
-    pub descriptors: Vec<OwnedFd>,
-}
-
-impl Assembled {
-    /// Adds the log file of the container.
-    pub(super) fn add_log(&mut self, log: LogFile) {
-        let slot = u32::try_from(self.descriptors.len()).unwrap_or(u32::MAX);
-        self.descriptors.push(log.file);
-        self.plan.stdio.log = Some(FdSlot(slot));
-        self.plan.stdio.log_path = Some(log.path);
-    }
-}
+use crate::store::{Container, Pod};
 
 /// A container before its plan is compiled.
 #[derive(Debug)]
 pub struct Draft {
-    pub(super) spec: Spec,
+    pub(in crate::container) spec: Spec,
     /// The paths of the host's device nodes, by their paths in the container.
-    pub(super) device_sources: BTreeMap<String, String>,
-    config: ContainerConfig,
-    rootfs: OwnedFd,
-    userns: Option<OwnedFd>,
-    mount_label: Option<String>,
-    pause_pid: i32,
+    pub(in crate::container) device_sources: BTreeMap<String, String>,
+    pub(super) config: ContainerConfig,
+    pub(super) rootfs: OwnedFd,
+    pub(super) userns: Option<OwnedFd>,
+    pub(super) mount_label: Option<String>,
+    pub(super) pause_pid: i32,
 }
 
 impl Draft {
@@ -109,13 +79,7 @@ pub fn draft(
     let userns = prepare_userns(pod, layer)?;
     let labels = selinux_labels(&daemon.host.selinux, pod, &config)?;
     let mount_label = labels.as_ref().map(|labels| labels.mount.clone());
-    let rootfs = rootfs::overlay(
-        &layer.lower,
-        Some(&layer.upper),
-        Some(&layer.work),
-        userns.as_ref().map(AsFd::as_fd),
-        mount_label.as_deref(),
-    )?;
+    let rootfs = daemon.roots.mount(layer, userns.as_ref().map(AsFd::as_fd), mount_label.as_deref())?;
     let user = resolve_user(&config, layer, &rootfs)?;
     let host = host_of(&daemon.config, &daemon.host, daemon.cgroups.is_v2(), &config)?;
     let cgroup = container.with(|record| record.cgroup.clone());
@@ -146,86 +110,6 @@ pub fn draft(
     Ok(Draft { spec, device_sources, config, rootfs, userns, mount_label, pause_pid })
 }
 
-/// Compiles the plan of a draft and creates the cgroup, which the caller removes on failure.
-///
-/// # Errors
-/// The spec contains something impossible, or the host refuses.
-pub fn build(
-    filters: &Cache,
-    cgroups: &Cgroups,
-    store: &Store,
-    pod: &Pod,
-    container: &Container,
-    layer: &WritableLayer,
-    draft: Draft,
-) -> Result<Assembled, CriError> {
-    let resources = draft.limits();
-    let Draft { spec, device_sources, config, rootfs, userns, mount_label, pause_pid } = draft;
-    let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
-    let filter = profile.map(|profile| filters.filter(profile)).transpose()?;
-    let CachedSpec { spec, filter } = container.spec.keep(spec, filter)?;
-    let cgroup = container.with(|record| record.cgroup.clone());
-    let cgroup = cgroups.create(&CgroupPath::from_recorded(&cgroup)?, &resources)?;
-
-    let mut descriptors = FdList::default();
-    let rootfs = descriptors.push(rootfs);
-    let cgroup = descriptors.push_cgroup(cgroup);
-    let userns = userns.as_ref().map(AsFd::as_fd);
-    let trees = image_volumes(&config, layer, &mut descriptors, userns, mount_label.as_deref())?;
-    make_root_for_hooks(&spec, container)?;
-    let context = PlanInput {
-        id: container.id.as_str(),
-        bundle: container.folder(),
-        pid_target: pid_target(store, pod, &config)?,
-        pod: PodNamespaces { pause_pid },
-        hierarchies: cgroups.hierarchies(),
-        stdio: stdio_of(&config),
-        rootfs,
-        cgroup,
-        directories: volumes(layer),
-        users: compile::compile_users(&spec),
-        trees,
-        namespaces: open_namespaces(&spec, pause_pid, &mut descriptors)?,
-        device_sources,
-        mount_label,
-        cgroup_namespace: compile::has_cgroup_namespace(&spec),
-    };
-    let mut plan = compile::compile_container(&spec, &context)?;
-    plan.process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
-    Ok(Assembled { plan, descriptors: descriptors.into_owned() })
-}
-
-/// Opens the namespaces that are not the pod's, which NRI plugins can set.
-fn open_namespaces(
-    spec: &Spec,
-    pause_pid: i32,
-    descriptors: &mut FdList,
-) -> Result<BTreeMap<PathBuf, FdSlot>, CriError> {
-    let of_pod = PathBuf::from(format!("/proc/{pause_pid}/ns"));
-    let namespaces = spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten());
-    let mut opened = BTreeMap::new();
-    for path in namespaces.filter_map(|namespace| namespace.path().clone()) {
-        if !path.starts_with(&of_pod) {
-            let file = std::fs::File::open(&path)
-                .map_err(|error| CriError::failed(format!("open namespace {}", path.display()), error))?;
-            opened.insert(path, descriptors.push(file.into()));
-        }
-    }
-    Ok(opened)
-}
-
-/// Returns the standard streams, without a log: the log is on a disk that the client names. It is opened last, when no
-/// other step waits.
-fn stdio_of(config: &ContainerConfig) -> StdioPlan {
-    StdioPlan {
-        stdin: config.stdin,
-        stdin_once: config.stdin_once,
-        tty: config.tty,
-        log_path: None,
-        log: None,
-    }
-}
-
 /// Records the user and the limits of a container, for the status.
 fn record_user_and_limits(
     container: &Container,
@@ -240,7 +124,7 @@ fn record_user_and_limits(
 }
 
 /// Returns the limits in effect, for the status.
-fn limits_of(config: &ContainerConfig, spec: &oci_spec::runtime::Spec) -> LinuxContainerResources {
+fn limits_of(config: &ContainerConfig, spec: &Spec) -> LinuxContainerResources {
     let requested =
         config.linux.as_ref().and_then(|linux| linux.resources.as_ref()).cloned().unwrap_or_default();
     let score = spec.process().as_ref().and_then(oci_spec::runtime::Process::oom_score_adj);
@@ -252,7 +136,7 @@ fn inject_hooks(
     folders: &[PathBuf],
     pod: &Pod,
     config: &ContainerConfig,
-    spec: &mut oci_spec::runtime::Spec,
+    spec: &mut Spec,
 ) -> Result<(), CriError> {
     // A key of the pod takes precedence, as in CRI-O.
     let mut annotations = config.annotations.clone();
@@ -260,14 +144,6 @@ fn inject_hooks(
     let has_bind_mounts = config.mounts.iter().any(|mount| !mount.host_path.is_empty());
     hook_folders::inject(spec, &annotations, has_bind_mounts, folders)
         .map_err(|why| CriError::failed("select the hooks of the container", why))
-}
-
-/// Creates the folder that the spec names as the root filesystem, which only hooks look for.
-fn make_root_for_hooks(spec: &oci_spec::runtime::Spec, container: &Container) -> Result<(), CriError> {
-    let Some(root) = spec.root().as_ref().filter(|_| spec.hooks().is_some()) else { return Ok(()) };
-    let place = container.folder().join(root.path());
-    std::fs::create_dir_all(&place)
-        .map_err(|error| CriError::internal("create the root folder for hooks", error))
 }
 
 /// Returns the pod's user namespace, if it has one, and prepares the writable layer for it.
@@ -304,7 +180,7 @@ fn container_spec(
     user: &User,
     host: &Host,
     cgroup: &str,
-) -> Result<oci_spec::runtime::Spec, CriError> {
+) -> Result<Spec, CriError> {
     let image_id = layer.image.id.to_string();
     let name = config.image.as_ref().map(|image| image.image.as_str()).unwrap_or_default();
     let image = ImageContext { config: &layer.image.config, name, id: &image_id };
@@ -357,7 +233,7 @@ fn confine(
     apparmor: &AppArmor,
     config: &ContainerConfig,
     labels: Option<&Labels>,
-    spec: &mut oci_spec::runtime::Spec,
+    spec: &mut Spec,
 ) -> Result<(), CriError> {
     let security = oci::security(config);
     let profile = apparmor.profile(&security)?;
@@ -370,51 +246,4 @@ fn confine(
         linux.set_mount_label(labels.map(|labels| labels.mount.clone()));
     }
     Ok(())
-}
-
-/// Returns the container that shares its PID namespace (CRI `NamespaceMode.TARGET`, for debug containers).
-fn pid_target(store: &Store, pod: &Pod, config: &ContainerConfig) -> Result<Option<String>, CriError> {
-    let options = config
-        .linux
-        .as_ref()
-        .and_then(|linux| linux.security_context.as_ref())
-        .and_then(|context| context.namespace_options.clone())
-        .unwrap_or_default();
-    if options.pid() != NamespaceMode::Target {
-        return Ok(None);
-    }
-    let target = store.container(&options.target_id)?;
-    if target.pod != pod.id {
-        return Err(CriError::invalid("namespace_options.target_id", "is a container of another pod"));
-    }
-    Ok(Some(target.id.as_str().to_owned()))
-}
-
-/// Mounts the image volumes. Returns their slots by the paths in the container.
-fn image_volumes(
-    config: &ContainerConfig,
-    layer: &WritableLayer,
-    descriptors: &mut FdList,
-    userns: Option<BorrowedFd<'_>>,
-    label: Option<&str>,
-) -> Result<BTreeMap<String, FdSlot>, CriError> {
-    let mounts = config.mounts.iter().filter(|mount| mount.image.is_some());
-    let mut trees = BTreeMap::new();
-    for (mount, volume) in mounts.zip(&layer.volumes) {
-        let tree =
-            rootfs::image_volume(&volume.lower, &mount.image_sub_path, userns, label).map_err(|error| {
-                let operation = format!("mount the image volume of mounts[{}]", mount.container_path);
-                let path = &mount.image_sub_path;
-                let why = format!("{IMAGE_VOLUME_FAILED}: {path:?} of image {}: {error}", volume.image.id);
-                CriError::failed(operation, why)
-            })?;
-        trees.insert(oci::normal(&mount.container_path), descriptors.push(tree));
-    }
-    Ok(trees)
-}
-
-/// Returns the image's VOLUME paths. They become folders of the writable layer, as with CRI-O's `image_volumes =
-/// "mkdir"`: nothing is copied out of the image (CVE-2022-23648).
-fn volumes(layer: &WritableLayer) -> Vec<String> {
-    layer.image.config.volumes.iter().map(|path| oci::normal(path)).collect()
 }

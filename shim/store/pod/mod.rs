@@ -1,16 +1,20 @@
 //! A pod sandbox: its record on disk, its state and the only functions that change it.
+//!
+//! * [`state`]: the states and the transitions between them; [`record`]: the record
+
+pub mod record;
+pub mod state;
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use berth_proto::v1::{LinuxContainerResources, NamespaceMode, NamespaceOption, PodSandboxConfig};
-use serde::{Deserialize, Serialize};
+use berth_proto::v1::{NamespaceMode, NamespaceOption};
 use tokio::sync::watch;
 
-use super::event_cursor::{EventCursor, Level};
+use super::event_cursor::EventCursor;
 use super::file::FileError;
 use super::name::PodName;
 use super::rate::Rate;
@@ -18,138 +22,10 @@ use super::record::Record;
 use super::writer::RecordWriter;
 use crate::ids::{ContainerId, PodId};
 use crate::keeper::{KeeperClient, KeeperUpdates};
-use crate::lsm::selinux::Labels;
-use crate::oci::{PodFiles, pod_modes};
+use crate::oci::pod_modes;
 
-/// The state of a pod.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum PodState {
-    /// RunPodSandbox is in progress. Not shown to clients; recovery undoes it.
-    Creating,
-    /// The pause runs and the network is attached.
-    Ready {
-        /// The pid of the pause in the host's pid namespace.
-        pause_pid: i32,
-    },
-    /// The pause has ended by itself. Containers may run until the client stops the pod.
-    Lost,
-    /// StopPodSandbox has begun, or the keeper has ended. The pod's resources are being released or were
-    /// released.
-    NotReady {
-        /// Everything the pod held was released: cgroup, addresses, keeper.
-        released: bool,
-    },
-}
-
-impl PodState {
-    /// Returns how far a pod that was read from disk is in its life cycle, for events. A pod that is not fully released
-    /// counts as started: its stop event may not have been sent.
-    #[must_use]
-    pub fn stored_event_level(&self) -> Level {
-        match self {
-            Self::Creating => Level::Nothing,
-            Self::Ready { .. } | Self::Lost | Self::NotReady { released: false } => Level::Started,
-            Self::NotReady { released: true } => Level::Stopped,
-        }
-    }
-
-    /// Returns the state after the pause has started.
-    #[must_use]
-    pub fn ready(&self, pause_pid: i32) -> Self {
-        match self {
-            Self::Creating | Self::Ready { .. } => Self::Ready { pause_pid },
-            // A stopped pod never becomes ready again.
-            Self::Lost | Self::NotReady { .. } => self.clone(),
-        }
-    }
-
-    /// Returns the state after the pause has ended.
-    #[must_use]
-    pub fn pause_ended(&self) -> Self {
-        match self {
-            Self::Ready { .. } => Self::Lost,
-            Self::Creating | Self::Lost | Self::NotReady { .. } => self.clone(),
-        }
-    }
-
-    /// Returns the state after a stop has begun.
-    #[must_use]
-    pub fn stopping(&self) -> Self {
-        match self {
-            Self::NotReady { .. } => self.clone(),
-            Self::Creating | Self::Ready { .. } | Self::Lost => Self::NotReady { released: false },
-        }
-    }
-
-    /// Returns the state after all resources were released.
-    #[must_use]
-    pub fn released(&self) -> Self {
-        Self::NotReady { released: true }
-    }
-}
-
-/// Where a pod's hostname, hosts and resolv.conf files are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum FilesLocation {
-    /// In its volatile folder (pods of older daemons).
-    #[default]
-    Folder,
-    /// In a small filesystem of the pause.
-    Pause,
-}
-
-/// A pod as it is stored on disk.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PodRecord {
-    /// The pod's id.
-    pub id: PodId,
-    /// The config that the client sent.
-    pub config: PodSandboxConfig,
-    /// The runtime handler that the client sent; empty is the default.
-    pub runtime_handler: String,
-    /// Nanoseconds since the epoch.
-    pub created_at: i64,
-    /// The boot in which the pod was created (`/proc/sys/kernel/random/boot_id`). None of its processes exist
-    /// in another boot.
-    pub boot_id: String,
-    /// The pause's cgroup, as a path in every hierarchy.
-    pub cgroup: String,
-    /// Its SELinux labels, if the host uses SELinux.
-    #[serde(default)]
-    pub selinux: Option<Labels>,
-    /// The log folder without symbolic links, as it was when the pod was run. None if the pod has no log
-    /// folder or was run by an older daemon.
-    #[serde(default)]
-    pub log_folder: Option<String>,
-    /// The resources that the client set for the whole pod after it was run.
-    #[serde(default)]
-    pub resources: PodResources,
-    /// Where the pod's files are.
-    #[serde(default)]
-    pub files: FilesLocation,
-    /// The pod's state.
-    pub state: PodState,
-}
-
-/// The resources of a pod as a whole (CRI `UpdatePodSandboxResourcesRequest`).
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct PodResources {
-    /// The pod's overhead: resources of everything besides its containers.
-    pub overhead: Option<LinuxContainerResources>,
-    /// Resources of all containers together.
-    pub resources: Option<LinuxContainerResources>,
-}
-
-impl PodRecord {
-    /// Returns the pod's files. `folder` is its volatile folder.
-    #[must_use]
-    pub fn files<'a>(&self, folder: &'a Path) -> PodFiles<'a> {
-        match self.files {
-            FilesLocation::Folder => PodFiles::In(folder),
-            FilesLocation::Pause => PodFiles::OfPause,
-        }
-    }
-}
+pub use record::{FilesLocation, PodRecord, PodResources};
+pub use state::PodState;
 
 /// A pod in memory.
 #[derive(Debug)]
@@ -395,20 +271,4 @@ impl Pod {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stopped_pod_never_comes_back() {
-        let stopped = PodState::Ready { pause_pid: 7 }.stopping();
-        assert_eq!(stopped, PodState::NotReady { released: false });
-        assert_eq!(stopped.ready(8), stopped);
-        assert_eq!(stopped.released().stopping(), PodState::NotReady { released: true });
-        let lost = PodState::Ready { pause_pid: 7 }.pause_ended();
-        assert_eq!((lost.ready(8), lost.stopping()), (PodState::Lost, stopped.clone()));
-        assert_eq!(stopped.pause_ended(), stopped, "a stop continues");
-    }
 }

@@ -2,6 +2,12 @@
 //!
 //! A frame is a header of eight bytes and a payload. The payload of a data frame is handled in pieces and
 //! never buffered as a whole. The payload of a control frame is, up to [`MAX_CONTROL`].
+//!
+//! * this file: numbers and frame headers; [`control`]: control frames
+
+pub mod control;
+
+pub use control::ControlFrame;
 
 /// Length of a frame header in bytes.
 pub const HEAD: usize = 8;
@@ -16,7 +22,6 @@ pub const INITIAL_WINDOW: u32 = 64 << 10;
 const VERSION: u16 = 3;
 const CONTROL: u8 = 0x80;
 const FLAG_FIN: u8 = 1;
-const SETTINGS_INITIAL_WINDOW: u32 = 7;
 
 /// The number of a stream: 31 bits, odd for streams that the client opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -115,68 +120,6 @@ pub enum SpdyFrameHeader {
     },
 }
 
-/// A control frame. Header blocks are compressed, as on the wire.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ControlFrame<'a> {
-    /// Opens a stream.
-    SynStream {
-        /// The stream.
-        stream: StreamId,
-        /// The last frame of this direction of the stream.
-        fin: bool,
-        /// Its headers.
-        block: &'a [u8],
-    },
-    /// Accepts a stream.
-    SynReply {
-        /// The stream.
-        stream: StreamId,
-        /// The last frame of this direction of the stream.
-        fin: bool,
-        /// Headers of the reply.
-        block: &'a [u8],
-    },
-    /// Resets a stream.
-    Reset {
-        /// The stream.
-        stream: StreamId,
-        /// The reason.
-        status: ResetStatus,
-    },
-    /// Settings; only this one is used.
-    Settings {
-        /// The initial window of new streams.
-        initial_window: Option<u32>,
-    },
-    /// A ping, or the answer to one: the same frame.
-    Ping(u32),
-    /// No further streams are accepted.
-    GoAway {
-        /// The last accepted stream.
-        last: StreamId,
-        /// The reason.
-        status: GoAwayStatus,
-    },
-    /// Additional headers of a stream.
-    Headers {
-        /// The stream.
-        stream: StreamId,
-        /// The last frame of this direction of the stream.
-        fin: bool,
-        /// The headers.
-        block: &'a [u8],
-    },
-    /// Widens a flow control window.
-    WindowUpdate {
-        /// The stream, or the session.
-        stream: StreamId,
-        /// The number of bytes to add.
-        delta: u32,
-    },
-    /// Any other kind, which is ignored (section 2.2.1).
-    Unknown(u16),
-}
-
 impl SpdyFrameHeader {
     /// Parses a header.
     ///
@@ -205,145 +148,6 @@ impl SpdyFrameHeader {
         let [a, b, c, d] = stream.0.to_be_bytes();
         let [_, x, y, z] = length.to_be_bytes();
         [a, b, c, d, u8::from(fin), x, y, z]
-    }
-}
-
-/// Reads numbers from the front of a payload.
-struct PayloadReader<'a>(&'a [u8]);
-
-impl<'a> PayloadReader<'a> {
-    fn number(&mut self) -> Option<u32> {
-        let (number, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(u32::from_be_bytes(*number))
-    }
-
-    fn skip(&mut self, count: usize) -> Option<()> {
-        self.0 = self.0.get(count..)?;
-        Some(())
-    }
-
-    fn rest(self) -> &'a [u8] {
-        self.0
-    }
-
-    fn end(&self) -> Option<()> {
-        self.0.is_empty().then_some(())
-    }
-}
-
-impl<'a> ControlFrame<'a> {
-    /// Parses the payload of a control frame.
-    ///
-    /// # Errors
-    /// The payload does not fit the kind.
-    pub fn parse(kind: u16, flags: u8, payload: &'a [u8]) -> Result<Self, SpdyFrameError> {
-        Self::fields(kind, flags & FLAG_FIN != 0, PayloadReader(payload))
-            .ok_or(SpdyFrameError::Length { kind, length: payload.len() })
-    }
-
-    fn fields(kind: u16, fin: bool, mut fields: PayloadReader<'a>) -> Option<Self> {
-        let control = match kind {
-            1 => {
-                let stream = StreamId::new(fields.number()?);
-                // The associated stream, the priority and a slot; all unused.
-                fields.skip(6)?;
-                return Some(Self::SynStream { stream, fin, block: fields.rest() });
-            }
-            2 => {
-                let stream = StreamId::new(fields.number()?);
-                return Some(Self::SynReply { stream, fin, block: fields.rest() });
-            }
-            3 => {
-                Self::Reset { stream: StreamId::new(fields.number()?), status: ResetStatus(fields.number()?) }
-            }
-            4 => {
-                let mut initial_window = None;
-                for _ in 0..fields.number()? {
-                    // One byte of flags, then three bytes with the setting's id.
-                    let (name, value) = (fields.number()? & 0x00ff_ffff, fields.number()?);
-                    if name == SETTINGS_INITIAL_WINDOW {
-                        initial_window = Some(value);
-                    }
-                }
-                Self::Settings { initial_window }
-            }
-            6 => Self::Ping(fields.number()?),
-            7 => {
-                Self::GoAway { last: StreamId::new(fields.number()?), status: GoAwayStatus(fields.number()?) }
-            }
-            8 => {
-                let stream = StreamId::new(fields.number()?);
-                return Some(Self::Headers { stream, fin, block: fields.rest() });
-            }
-            9 => Self::WindowUpdate {
-                stream: StreamId::new(fields.number()?),
-                delta: fields.number()? & 0x7fff_ffff,
-            },
-            other => return Some(Self::Unknown(other)),
-        };
-        fields.end()?;
-        Some(control)
-    }
-
-    /// Appends the encoded frame. An unknown kind has no payload.
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        let start = out.len();
-        let number = |out: &mut Vec<u8>, value: u32| out.extend_from_slice(&value.to_be_bytes());
-        out.extend_from_slice(&[0; HEAD]);
-        let (kind, fin) = match self {
-            Self::SynStream { stream, fin, block } => {
-                number(out, stream.0);
-                out.extend_from_slice(&[0; 6]);
-                out.extend_from_slice(block);
-                (1, *fin)
-            }
-            Self::SynReply { stream, fin, block } => {
-                number(out, stream.0);
-                out.extend_from_slice(block);
-                (2, *fin)
-            }
-            Self::Reset { stream, status } => {
-                number(out, stream.0);
-                number(out, status.0);
-                (3, false)
-            }
-            Self::Settings { initial_window } => {
-                number(out, u32::from(initial_window.is_some()));
-                if let Some(window) = initial_window {
-                    number(out, SETTINGS_INITIAL_WINDOW);
-                    number(out, *window);
-                }
-                (4, false)
-            }
-            Self::Ping(id) => {
-                number(out, *id);
-                (6, false)
-            }
-            Self::GoAway { last, status } => {
-                number(out, last.0);
-                number(out, status.0);
-                (7, false)
-            }
-            Self::Headers { stream, fin, block } => {
-                number(out, stream.0);
-                out.extend_from_slice(block);
-                (8, *fin)
-            }
-            Self::WindowUpdate { stream, delta } => {
-                number(out, stream.0);
-                number(out, *delta);
-                (9, false)
-            }
-            Self::Unknown(kind) => (*kind, false),
-        };
-        let length = u32::try_from(out.len() - start - HEAD).unwrap_or(u32::MAX);
-        let [_, x, y, z] = length.to_be_bytes();
-        let [a, b] = VERSION.to_be_bytes();
-        let [c, d] = u16::to_be_bytes(kind);
-        if let Some(head) = out.get_mut(start..start + HEAD) {
-            head.copy_from_slice(&[a | CONTROL, b, c, d, u8::from(fin), x, y, z]);
-        }
     }
 }
 

@@ -1,5 +1,10 @@
 //! HTTP connections: one pool for each TLS configuration, timeouts for connecting and answering, and
 //! redirects that do not send credentials to another origin (CVE-2020-15157).
+//!
+//! * this file: sends requests and reads answers; [`redirect`]: redirects; [`traced`](mod@traced): traces of requests
+
+pub(crate) mod redirect;
+pub(crate) mod traced;
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -8,9 +13,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, COOKIE, HOST, LOCATION, PROXY_AUTHORIZATION, USER_AGENT};
-use http::uri::{Scheme, Uri};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::header::{PROXY_AUTHORIZATION, USER_AGENT};
+use http::uri::Uri;
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnector;
@@ -19,18 +24,22 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
 use super::Timeouts;
-use super::endpoint::is_loopback;
 use super::proxy::{Connector, Proxies};
 use super::tls::{Tls, tls_config};
 use crate::error::Error;
 use crate::printable::Printable;
+pub(crate) use redirect::join;
+use redirect::{RetainCrossOrigin as _, origin, redirect};
+use traced::trace;
+pub(crate) use traced::traced;
 
 type HttpClient = Client<HttpsConnector<Connector>, Full<Bytes>>;
-
 const MAX_REDIRECTS: usize = 10;
 const AGENT: &str = concat!("berth/", env!("CARGO_PKG_VERSION"));
+
 /// The time for which an unused connection is kept. A pull reuses it; an idle node has none.
 const IDLE: Duration = Duration::from_secs(20);
+
 /// The limit of hyper's buffer for one connection. It is below the size from which the allocator maps and
 /// unmaps each buffer, which costs a fifth of the time of a pull (`berth_runtime::sys::memory`).
 const READ_BUFFER: usize = 128 << 10;
@@ -48,33 +57,6 @@ impl OutgoingRequest {
     pub(crate) fn get(uri: Uri) -> Self {
         Self { method: Method::GET, uri, headers: HeaderMap::new(), body: Bytes::new() }
     }
-}
-
-tokio::task_local! {
-    /// Collects the requests and answers of a traced task.
-    static TRACE: Mutex<Vec<String>>;
-}
-
-/// Runs `work` and returns its output with the requests that it sent and their answers.
-pub(crate) async fn traced<F: Future>(work: F) -> (F::Output, Vec<String>) {
-    let trace = Mutex::new(Vec::new());
-    TRACE
-        .scope(trace, async move {
-            let output = work.await;
-            let lines = TRACE
-                .with(|trace| std::mem::take(&mut *trace.lock().unwrap_or_else(PoisonError::into_inner)));
-            (output, lines)
-        })
-        .await
-}
-
-fn trace(outgoing: &OutgoingRequest, answer: &dyn fmt::Display) {
-    let add = |trace: &Mutex<Vec<String>>| {
-        let line = format!("{} {}: {answer}", outgoing.method, without_query(&outgoing.uri));
-        trace.lock().unwrap_or_else(PoisonError::into_inner).push(Printable::new(&line).to_string());
-    };
-    // An ordinary pull is not traced.
-    TRACE.try_with(add).unwrap_or_default();
 }
 
 /// The connections of all pulls.
@@ -229,71 +211,6 @@ impl HttpTransport {
     }
 }
 
-trait RetainCrossOrigin {
-    fn retain_cross_origin(&mut self);
-}
-
-impl RetainCrossOrigin for HeaderMap {
-    fn retain_cross_origin(&mut self) {
-        let ours = [http::header::ACCEPT, http::header::RANGE];
-        let kept: Vec<_> =
-            ours.iter().filter_map(|name| Some((name.clone(), self.get(name)?.clone()))).collect();
-        self.clear();
-        self.extend(kept);
-        debug_assert!(
-            !self.contains_key(AUTHORIZATION) && !self.contains_key(COOKIE) && !self.contains_key(HOST)
-        );
-    }
-}
-
-/// Returns the target of a redirect, or None if the answer is not one.
-fn redirect(response: &Response<Incoming>, from: &Uri) -> Result<Option<Uri>, Error> {
-    let redirects = [
-        StatusCode::MOVED_PERMANENTLY,
-        StatusCode::FOUND,
-        StatusCode::SEE_OTHER,
-        StatusCode::TEMPORARY_REDIRECT,
-        StatusCode::PERMANENT_REDIRECT,
-    ];
-    if !redirects.contains(&response.status()) {
-        return Ok(None);
-    }
-    let invalid = |why: &str| Error::unavailable(without_query(from), format!("invalid redirect: {why}"));
-    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
-    let location = location.ok_or_else(|| invalid("no location"))?;
-    let target = join(from, location).ok_or_else(|| invalid("the location is not a URL"))?;
-    if target.scheme() != Some(&Scheme::HTTP) && target.scheme() != Some(&Scheme::HTTPS) {
-        return Err(invalid("neither http nor https"));
-    }
-    let downgrade = from.scheme() == Some(&Scheme::HTTPS) && target.scheme() == Some(&Scheme::HTTP);
-    if downgrade && !is_loopback(target.authority().map(http::uri::Authority::as_str).unwrap_or_default()) {
-        return Err(invalid("from https to plain http"));
-    }
-    Ok(Some(target))
-}
-
-/// Resolves a location against the URL of the request (RFC 3986, 5.2, as far as servers use it).
-pub(crate) fn join(base: &Uri, location: &str) -> Option<Uri> {
-    if location.contains("://") {
-        return location.parse().ok();
-    }
-    let scheme = base.scheme_str()?;
-    if let Some(rest) = location.strip_prefix("//") {
-        return format!("{scheme}://{rest}").parse().ok();
-    }
-    let authority = base.authority()?;
-    if location.starts_with('/') {
-        return format!("{scheme}://{authority}{location}").parse().ok();
-    }
-    let folder = base.path().rsplit_once('/').map_or("", |(folder, _)| folder);
-    format!("{scheme}://{authority}{folder}/{location}").parse().ok()
-}
-
-fn origin(uri: &Uri) -> (Option<&str>, Option<String>, Option<u16>) {
-    let default = if uri.scheme() == Some(&Scheme::HTTPS) { 443 } else { 80 };
-    (uri.scheme_str(), uri.host().map(str::to_ascii_lowercase), uri.port_u16().or(Some(default)))
-}
-
 /// Returns a URL for messages. The query is removed, since it may contain signatures and tokens.
 pub(crate) fn without_query(uri: &Uri) -> Printable {
     let scheme = uri.scheme_str().unwrap_or("http");
@@ -320,29 +237,9 @@ fn causes(error: &dyn StdError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
-
-    #[test]
-    fn locations_are_resolved() {
-        let base: Uri = "https://r.example:444/v2/a/blobs/x?y=z".parse().unwrap();
-        for (location, expected) in [
-            ("https://cdn.example/b?sig=1", "https://cdn.example/b?sig=1"),
-            ("//cdn.example/b", "https://cdn.example/b"),
-            ("/b?c", "https://r.example:444/b?c"),
-            ("b", "https://r.example:444/v2/a/blobs/b"),
-        ] {
-            assert_eq!(join(&base, location).unwrap(), expected);
-        }
-        assert_eq!(join(&base, "https://a b"), None);
-    }
-
-    #[test]
-    fn a_default_port_does_not_change_the_origin() {
-        let uri = |text: &str| text.parse::<Uri>().unwrap();
-        assert_eq!(origin(&uri("https://R.example/a")), origin(&uri("https://r.example:443/b")));
-        assert_ne!(origin(&uri("https://r.example/")), origin(&uri("https://r.example:5000/")));
-        assert_ne!(origin(&uri("http://r.example:443/")), origin(&uri("https://r.example/")));
-    }
 
     /// A server of openssl that answers any request. It has its own key.
     struct OpensslServer {

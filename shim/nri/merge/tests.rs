@@ -1,6 +1,13 @@
-use berth_proto::nri::{Hook, LinuxContainerUpdate, LinuxPids, OptionalInt, PosixRlimit};
+use berth_proto::nri::{
+    Hook, KeyValue, LinuxContainerAdjustment, LinuxContainerUpdate, LinuxNamespace, LinuxPids,
+    LinuxResources, OptionalInt, PosixRlimit,
+};
 
 use super::*;
+
+fn plugin(name: &str) -> PluginName {
+    PluginName::of_file(name).unwrap()
+}
 
 fn mount(destination: &str, source: &str) -> Mount {
     Mount { destination: destination.to_owned(), source: source.to_owned(), ..Mount::default() }
@@ -31,7 +38,7 @@ fn the_next_plugin_sees_the_changes_of_the_one_before() {
         rlimits: vec![PosixRlimit { r#type: "RLIMIT_CORE".to_owned(), hard: 1, soft: 1 }],
         ..ContainerAdjustment::default()
     };
-    merged.adjust("10-a", first).unwrap();
+    merged.adjust(&plugin("10-a"), first).unwrap();
     let container = &merged.container;
     assert_eq!(container.env, ["A=2"]);
     assert_eq!(container.mounts, [mount("/data", "/other")]);
@@ -48,20 +55,20 @@ fn plugins_that_set_the_same_entry_conflict_unless_the_later_one_removes_it() {
         mounts: vec![mount("/data", source)],
         ..ContainerAdjustment::default()
     };
-    merged.adjust("10-a", set("/a")).unwrap();
-    let error = merged.clone().adjust("20-b", set("/b")).unwrap_err().to_string();
+    merged.adjust(&plugin("10-a"), set("/a")).unwrap();
+    let error = merged.clone().adjust(&plugin("20-b"), set("/b")).unwrap_err().to_string();
     assert_eq!(error, "NRI plugins \"10-a\" and \"20-b\" both set Mounts \"/data\"");
     let mut replace = set("/b");
     replace.mounts.push(mount("-/data", ""));
-    merged.adjust("20-b", replace).unwrap();
+    merged.adjust(&plugin("20-b"), replace).unwrap();
     assert_eq!(merged.adjustment.mounts, [mount("/data", "/b")]);
     let args = |first: &[&str]| ContainerAdjustment {
         args: first.iter().map(|&arg| arg.to_owned()).collect(),
         ..ContainerAdjustment::default()
     };
-    merged.adjust("10-a", args(&["a"])).unwrap();
-    assert!(merged.clone().adjust("20-b", args(&["b"])).is_err());
-    merged.adjust("20-b", args(&["", "b"])).unwrap();
+    merged.adjust(&plugin("10-a"), args(&["a"])).unwrap();
+    assert!(merged.clone().adjust(&plugin("20-b"), args(&["b"])).is_err());
+    merged.adjust(&plugin("20-b"), args(&["", "b"])).unwrap();
     assert_eq!(merged.adjustment.args, ["b"]);
 }
 
@@ -75,13 +82,13 @@ fn hooks_of_all_plugins_are_kept() {
         }),
         ..ContainerAdjustment::default()
     };
-    merged.adjust("10-a", hooks("/a")).unwrap();
-    merged.adjust("20-b", hooks("/b")).unwrap();
+    merged.adjust(&plugin("10-a"), hooks("/a")).unwrap();
+    merged.adjust(&plugin("20-b"), hooks("/b")).unwrap();
     merged
-        .adjust("30-c", ContainerAdjustment { hooks: Some(Hooks::default()), ..Default::default() })
+        .adjust(&plugin("30-c"), ContainerAdjustment { hooks: Some(Hooks::default()), ..Default::default() })
         .unwrap();
     assert_eq!(merged.adjustment.hooks.unwrap().poststop.len(), 2);
-    assert_eq!(merged.owners.owner("new", Field::OciHooks), Some("10-a,20-b"));
+    assert_eq!(merged.owners.owner("new", Field::OciHooks), Some("10-a,20-b".to_owned()));
 }
 
 #[test]
@@ -94,14 +101,14 @@ fn limits_are_claimed_once_and_set_in_both() {
         ..LinuxContainerAdjustment::default()
     };
     let adjustment = ContainerAdjustment { linux: Some(linux), ..ContainerAdjustment::default() };
-    merged.adjust("10-a", adjustment.clone()).unwrap();
+    merged.adjust(&plugin("10-a"), adjustment.clone()).unwrap();
     let seen = merged.container.linux.clone().unwrap();
     assert_eq!(seen.resources.unwrap().pids, Some(LinuxPids { limit: 5 }));
     assert_eq!(
         merged.adjustment.linux.clone().unwrap().resources.unwrap().pids,
         Some(LinuxPids { limit: 5 })
     );
-    let error = merged.adjust("20-b", adjustment).unwrap_err().to_string();
+    let error = merged.adjust(&plugin("20-b"), adjustment).unwrap_err().to_string();
     assert!(error.contains("\"10-a\" and \"20-b\" both set PidsLimit"), "{error}");
 }
 
@@ -115,11 +122,11 @@ fn updates_of_other_containers_are_merged() {
         ignore_failure,
     };
     let mut merged = creation();
-    merged.update("10-a", &[update("one", 1, false), update("two", 2, true)], Vec::new()).unwrap();
-    merged.update("20-b", &[update("one", 9, true)], Vec::new()).unwrap();
-    assert!(merged.clone().update("20-b", &[update("one", 9, false)], Vec::new()).is_err());
+    merged.update(&plugin("10-a"), &[update("one", 1, false), update("two", 2, true)], Vec::new()).unwrap();
+    merged.update(&plugin("20-b"), &[update("one", 9, true)], Vec::new()).unwrap();
+    assert!(merged.clone().update(&plugin("20-b"), &[update("one", 9, false)], Vec::new()).is_err());
     assert_eq!(merged.others.updates(), [update("one", 1, false), update("two", 2, true)]);
-    let error = merged.update("20-b", &[update("new", 1, true)], Vec::new()).unwrap_err();
+    let error = merged.update(&plugin("20-b"), &[update("new", 1, true)], Vec::new()).unwrap_err();
     assert!(matches!(error, MergeError::UpdateOfNew { .. }), "{error}");
     assert_eq!(merged.others.take("one").unwrap().pids, Some(LinuxPids { limit: 1 }));
 }
