@@ -33,6 +33,11 @@ impl<'c> Reader<'c> {
             .map(|(folder, _)| folder.path.as_path())
     }
 
+    /// Returns whether the host has a controller. On v2 it may still be disabled in this cgroup.
+    pub(super) fn has_controller(&self, controller: &str) -> bool {
+        self.folders.iter().any(|(folder, _)| folder.hierarchy.has(controller))
+    }
+
     /// Returns the text of a controller's file. All counters and limits are one record.
     pub(super) fn text(&self, controller: &str, file: &str) -> Option<String> {
         let (folder, opened) = self.folders.iter().find(|(folder, _)| self.has(folder, controller))?;

@@ -1,6 +1,8 @@
 //! Usage of huge pages (Documentation/admin-guide/cgroup-v1/hugetlb.rst, cgroup-v2.rst).
 
 use std::fs;
+use std::path::Path;
+use std::sync::OnceLock;
 
 use oci_spec::runtime::LinuxResources;
 
@@ -46,25 +48,51 @@ fn file(size: &str, name: &str) -> String {
     format!("hugetlb.{size}.{name}")
 }
 
+/// The sizes of the host's huge pages. They do not change while it runs. A list of a cgroup's folder, which has about a
+/// hundred files on v2, takes longer than the files themselves.
+static SIZES: OnceLock<Vec<String>> = OnceLock::new();
+
 /// Reads the usage of each size.
 pub(super) fn usage(reader: &Reader<'_>) -> Vec<HugePages> {
+    let Some(folder) = reader.folder(CONTROLLER).filter(|_| reader.has_controller(CONTROLLER)) else {
+        return Vec::new();
+    };
+    if let Some(sizes) = SIZES.get() {
+        return usage_of(reader, sizes);
+    }
+    let sizes = sizes_in(folder, HugetlbNames::of(reader.interface));
+    let pages = usage_of(reader, &sizes);
+    // On v2 the controller may be disabled in this cgroup.
+    if !sizes.is_empty() {
+        SIZES.get_or_init(|| sizes);
+    }
+    pages
+}
+
+fn usage_of(reader: &Reader<'_>, sizes: &[String]) -> Vec<HugePages> {
     let names = HugetlbNames::of(reader.interface);
-    let entries =
-        reader.folder(CONTROLLER).and_then(|folder| fs::read_dir(folder).ok()).into_iter().flatten();
-    let pages = entries.filter_map(|entry| {
-        let name = entry.ok()?.file_name().into_string().ok()?;
-        // `hugetlb.SIZE.rsvd.current` counts reservations: a size has no dot.
-        let (size, _) =
-            name.strip_prefix("hugetlb.")?.split_once('.').filter(|(_, name)| *name == names.usage)?;
+    let page = |size: &String| {
         Some(HugePages {
-            size: size.to_owned(),
-            usage: reader.number(CONTROLLER, &name)?,
+            size: size.clone(),
+            usage: reader.number(CONTROLLER, &file(size, names.usage))?,
             max_usage: names.max_usage.and_then(|max| reader.number(CONTROLLER, &file(size, max))),
         })
-    });
-    let mut pages: Vec<HugePages> = pages.collect();
-    pages.sort_by(|left, right| left.size.cmp(&right.size));
-    pages
+    };
+    sizes.iter().filter_map(page).collect()
+}
+
+/// Returns the sizes for which a cgroup has files.
+fn sizes_in(folder: &Path, names: &HugetlbNames) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    let size = |name: &str| {
+        // `hugetlb.SIZE.rsvd.current` counts reservations: a size has no dot.
+        let (size, kind) = name.strip_prefix("hugetlb.")?.split_once('.')?;
+        (kind == names.usage).then(|| size.to_owned())
+    };
+    let mut sizes: Vec<String> =
+        entries.filter_map(|entry| size(entry.ok()?.file_name().to_str()?)).collect();
+    sizes.sort();
+    sizes
 }
 
 /// Returns the files that set the limits.
@@ -94,9 +122,18 @@ mod tests {
             ("hugetlb.1GB.usage_in_bytes", "7\n"),
         ];
         let expected = [page("1GB", 7, None), page("2MB", 0, Some(2 << 20))];
-        with_files(Interface::V1, &v1, |reader| assert_eq!(usage(reader), expected));
+        let read = |interface, files: &[(&str, &str)]| {
+            with_files(interface, files, |reader| {
+                let sizes = sizes_in(reader.folder(CONTROLLER).unwrap(), HugetlbNames::of(interface));
+                usage_of(reader, &sizes)
+            })
+        };
+        assert_eq!(read(Interface::V1, &v1), expected);
         let v2 =
             [("hugetlb.2MB.current", "2097152\n"), ("hugetlb.2MB.rsvd.current", "1\n"), ("cpu.stat", "")];
-        with_files(Interface::V2, &v2, |reader| assert_eq!(usage(reader), [page("2MB", 2 << 20, None)]));
+        assert_eq!(read(Interface::V2, &v2), [page("2MB", 2 << 20, None)]);
+        assert!(read(Interface::V2, &[("cpu.stat", "")]).is_empty());
+        // A cgroup that has been removed.
+        with_files(Interface::V2, &[], |reader| assert!(usage_of(reader, &["2MB".to_owned()]).is_empty()));
     }
 }
