@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::restore::RestorePlan;
+
 /// The index of a descriptor among those that came with the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdSlot(pub u32);
@@ -198,6 +200,9 @@ pub struct ContainerPlan {
     pub process: ProcessPlan,
     /// The container's standard streams.
     pub stdio: StdioPlan,
+    /// The checkpoint that is restored in place of the command.
+    #[serde(default)]
+    pub restore: Option<RestorePlan>,
 }
 
 /// A kind of hook (OCI runtime specification, "POSIX-platform Hooks"), in the order of a container's life.

@@ -13,6 +13,7 @@
 //!   |                                      |<-- Report: Ready | Failed -------------| waits
 //!   |<------------- Answer{id, Created} ---|
 //!   | Request{id, Start} ----------------->|-- one byte --------------------------->| execve
+//!   |                                      |<-- Report: Restored (a checkpoint) ------|
 //!   |<------------- Answer{id, Started} ---|<-- end of file: exec succeeded | Failed
 //!   |<--- Event(Exited{record}) -----------|  waitid(P_PIDFD), the log is written
 //! ```
@@ -34,8 +35,8 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{ContainerPlan, ExecPlan, FdSlot, HookKind, Hooks, SandboxPlan, SchedulingPlan};
 
 /// The version of these messages. Version 2 added [`Call::Attach`] and [`Call::Resize`], version 3 hooks other than
-/// `createContainer` and [`Event::PoststopFailed`], version 4 the scheduling of processes.
-pub const PROTOCOL: u32 = 4;
+/// `createContainer` and [`Event::PoststopFailed`], version 4 the scheduling of processes, version 5 the restore of checkpoints.
+pub const PROTOCOL: u32 = 5;
 
 /// The version of the messages that added [`Event::PoststopFailed`].
 pub const POSTSTOP_EVENT: u32 = 3;
@@ -178,6 +179,7 @@ impl Call {
     #[must_use]
     pub fn since(&self) -> u32 {
         match self {
+            Self::Create { plan, .. } if plan.restore.is_some() => 5,
             Self::Create { plan, .. } if plan.process.scheduling != SchedulingPlan::default() => 4,
             Self::Create { plan, .. } if plan.hooks.as_ref().is_some_and(has_new_hooks) => 3,
             Self::Attach { .. } | Self::Resize { .. } => 2,
@@ -226,6 +228,10 @@ pub enum Outcome {
     Started {
         /// When exec succeeded, in nanoseconds since the epoch.
         at: i64,
+        /// The pid in the host's process namespace, if the processes of a checkpoint were restored in the place of the first
+        /// process.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<i32>,
     },
     /// The exec's command runs.
     ExecStarted {
@@ -400,6 +406,8 @@ steps! {
     Keyring = 36, "join the session keyring";
     /// Setting the scheduler, the I/O priority or the memory policy.
     Scheduling = 37, "set the scheduling";
+    /// Restoring the processes of a checkpoint.
+    Restore = 38, "restore the checkpoint";
     /// The process ended without a report.
     Vanished = 32, "the first process ended before exec";
 }
