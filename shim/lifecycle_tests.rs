@@ -68,7 +68,7 @@ fn record(code: i32) -> ExitRecord {
 #[tokio::test]
 async fn a_started_container_runs_since_the_time_that_the_keeper_reports() {
     let node = Node::new(ContainerState::Created { pid: 1 }).await;
-    let (keeper, _link) = node.keeper(|_| (Ok(Outcome::Started { at: 42 }), None));
+    let (keeper, _link) = node.keeper(|_| (Ok(Outcome::Started { at: 42, pid: None }), None));
     node.start().await.unwrap();
     assert_eq!(node.container.state(), ContainerState::Running { pid: 1, started_at: 42 });
     let again = node.start().await.unwrap_err();

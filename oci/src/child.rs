@@ -56,7 +56,9 @@ impl FirstProcess {
                     detail: error.to_string(),
                 })?,
                 (Some(Report::Failed(failure)), _) => return Err(failure),
-                (Some(Report::Terminal | Report::Listener), _) | (None, _) => return Ok(Progress::Closed),
+                (Some(Report::Terminal | Report::Listener | Report::Restored { .. }), _) | (None, _) => {
+                    return Ok(Progress::Closed);
+                }
             }
         }
     }

@@ -10,6 +10,7 @@
 //! * [`path`], [`procfs`]: paths inside a container as descriptors, and the private procfs for writes
 //! * [`logs`]: log files, in folders that containers may have mounted
 //! * [`plan`]: compiled descriptions of what the init of a container or pod does
+//! * [`restore`]: the place in which a helper program restores the processes of a checkpoint
 //! * [`wire`]: the messages between daemon and keeper, and the record with which an init reports its failure
 //! * [`hooks`]: runs the hooks of a container
 //! * [`oom_kills`]: parses the OOM kills that the kernel counts in a cgroup
@@ -24,6 +25,7 @@ pub mod oom_kills;
 pub mod path;
 pub mod plan;
 pub mod procfs;
+pub mod restore;
 pub mod sys;
 pub mod wire;
 

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The name under which runc and CRIU's other users record a network namespace that exists before a restore.
-const EXTERNAL_NETWORK: &str = "extRootNetNS";
+pub(super) const EXTERNAL_NETWORK: &str = "extRootNetNS";
 /// The name of a PID namespace that exists before a restore.
-const EXTERNAL_PIDS: &str = "extRootPidNS";
+pub(super) const EXTERNAL_PIDS: &str = "extRootPidNS";
 /// The largest file that is open and has no name any more, such as a deleted log. The default of 1 MiB is too small for
 /// many programs.
 const LARGEST_DELETED_FILE: &str = "1G";

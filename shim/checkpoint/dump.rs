@@ -202,7 +202,7 @@ fn run_criu(order: &DumpOrder, facts: &DumpFacts, work: &CheckpointWork) -> Resu
 }
 
 /// Returns the first errors of CRIU's log, without their positions in its source.
-fn errors_of(log: &str) -> String {
+pub(super) fn errors_of(log: &str) -> String {
     let errors = log.lines().filter_map(|line| {
         let (_, text) = line.split_once("Error (")?;
         text.split_once("): ").map(|(_, text)| text)

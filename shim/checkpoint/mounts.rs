@@ -37,7 +37,7 @@ fn parse_line(line: &str) -> Option<ContainerMount> {
 }
 
 /// Replaces the octal escapes of space, tab, newline and backslash.
-fn unescape(text: &str) -> String {
+pub(super) fn unescape(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('\\') {

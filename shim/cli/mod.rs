@@ -3,6 +3,7 @@
 pub mod bundle;
 pub mod check;
 mod checkpoint_dump;
+mod checkpoint_restore;
 pub mod cni;
 pub mod config;
 pub mod diag;
@@ -76,6 +77,12 @@ enum Command {
     /// Dump a container, for the daemon
     #[command(hide = true)]
     CheckpointDump,
+    /// Restore a container, for the keeper
+    #[command(hide = true)]
+    CheckpointRestore,
+    /// Check restored processes, for CRIU
+    #[command(hide = true)]
+    CheckpointConfine(checkpoint_restore::ConfineArgs),
     /// Write the manual pages
     #[command(hide = true)]
     Man(generate::ManArgs),
@@ -128,6 +135,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::LogLevel(args) => log_level::run(args),
         Command::Version => version::run(),
         Command::CheckpointDump => checkpoint_dump::run(),
+        Command::CheckpointRestore => checkpoint_restore::run(),
+        Command::CheckpointConfine(_) => checkpoint_restore::check(),
         Command::Man(args) => generate::man(&args),
         Command::Completions(args) => generate::completions(&args),
     }

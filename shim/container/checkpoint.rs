@@ -10,6 +10,7 @@ use berth_runtime::plan;
 use oci_spec::runtime::Spec;
 use tonic::Status;
 
+use super::restore;
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::check::files::kernel_version;
@@ -218,6 +219,11 @@ async fn thaw(cgroups: &Cgroups, container: &Container, work: &CheckpointWork) {
 /// Removes the work folders that an earlier daemon has left behind, each after its helper has ended. Does not wait.
 pub fn remove_leftovers(pods: &Pods, cgroups: &Cgroups) {
     for container in pods.store.containers() {
+        // A container that waits for its start still needs its checkpoint.
+        if restore::has_leftover(&container) {
+            let container = container.clone();
+            tokio::spawn(async move { restore::clean_up(&container).await });
+        }
         let work = CheckpointWork::of_container(container.folder());
         if work.exists() {
             let cgroups = cgroups.clone();

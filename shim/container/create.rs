@@ -21,6 +21,7 @@ use super::hooks;
 use super::log;
 use super::oom_kills;
 use super::out_of_memory;
+use super::restore::{self, Restore, RestoreSource};
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::daemon::{Daemon, Shared};
@@ -131,14 +132,18 @@ impl ContainerBuilder {
         let pause_pid = self.ready_pod()?;
         let link = self.pod.link().ok_or_else(|| pod_not_ready(&self.pod))?;
         self.warn_about_classes();
+        let restore = self.receive_checkpoint().await?;
         self.progress.step("image");
-        let image = self.image()?;
+        let image = restore.as_ref().map_or_else(|| self.image(), |restore| Ok(restore.image.clone()))?;
         let volumes = self.image_volumes().await?;
         self.progress.step("signature policy");
-        self.check_policy(&image).await?;
+        self.check_policy(&image, restore.as_ref()).await?;
         let container = self.write_intent(&image).await?;
         self.progress.step("writable layer");
         let layer = self.make_layer(&image, &volumes).await?;
+        if let Some(restore) = &restore {
+            restore.fill_layer(&self.daemon.images, self.id.as_str()).await?;
+        }
         self.progress.step("root filesystem and spec");
         let layer = Arc::new(layer);
         let draft = self.draft(&container, layer.clone(), pause_pid).await?;
@@ -153,6 +158,9 @@ impl ContainerBuilder {
         self.progress.step("log file");
         if let Some(log) = log::make(&self.pod, &self.config).await? {
             assembled.add_log(log);
+        }
+        if let Some(restore) = restore {
+            assembled = restore.plan(&self.daemon.cgroups, &container, assembled).await?;
         }
         self.progress.step("first process");
         self.ready_pod()?;
@@ -176,13 +184,31 @@ impl ContainerBuilder {
         });
     }
 
+    /// Copies the checkpoint that the container is restored from, if the image of the request is one.
+    async fn receive_checkpoint(&mut self) -> Result<Option<Restore>, CriError> {
+        if !restore::is_archive(&self.config) {
+            return Ok(None);
+        }
+        self.progress.step("checkpoint");
+        let path = self.config.image.clone().unwrap_or_default().image;
+        let source = RestoreSource::Archive(path.into());
+        let folder = self.daemon.pods.folders.container(&self.id);
+        self.undo_folder(&folder);
+        let criu = self.daemon.config.criu_path.clone();
+        let images = &self.daemon.images;
+        restore::receive(images, criu, &self.pod, &self.config, source, &folder).await.map(Some)
+    }
+
+    fn undo_folder(&mut self, folder: &Path) {
+        let gone = folder.to_owned();
+        self.undo.push("remove the container's folder", async move {
+            blocking(move || file::remove_folder(&gone)).await.map_err(|error| error.to_string())
+        });
+    }
+
     /// Resolves the image of the request. Since 1.27 the kubelet sends the id that PullImage returned.
     fn image(&self) -> Result<Arc<Image>, CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
-        if spec.image.starts_with('/') {
-            let what = format!("image {:?}", spec.image);
-            return Err(CriError::precondition(what, "berth does not restore checkpoints"));
-        }
         let name = if spec.image_ref.is_empty() { &spec.image } else { &spec.image_ref };
         self.daemon
             .images
@@ -192,9 +218,10 @@ impl ContainerBuilder {
     }
 
     /// Checks the signature policy for the name in the pod, or else for the name in the request.
-    async fn check_policy(&mut self, image: &Image) -> Result<(), CriError> {
+    async fn check_policy(&mut self, image: &Image, restore: Option<&Restore>) -> Result<(), CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
-        Ok(self.daemon.images.check_policy(image, name_of(&spec)).await?)
+        let name = restore.map_or_else(|| name_of(&spec), |restore| &restore.image_name);
+        Ok(self.daemon.images.check_policy(image, name).await?)
     }
 
     async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
@@ -219,10 +246,7 @@ impl ContainerBuilder {
             state: ContainerState::Creating,
         };
         let container = Arc::new(Container::new(record, folder.clone(), self.daemon.pods.records.clone()));
-        let gone = folder.clone();
-        self.undo.push("remove the container's folder", async move {
-            blocking(move || file::remove_folder(&gone)).await.map_err(|error| error.to_string())
-        });
+        self.undo_folder(&folder);
         let written = container.clone();
         blocking(move || {
             file::make_private_folder(&folder)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use berth_runtime::wire::{ExitRecord, InitFailure};
 
-use super::{hooks, oom_kills};
+use super::{hooks, oom_kills, restore};
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
@@ -62,6 +62,7 @@ pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure
     let spec = container.clone();
     let spec = blocking(move || spec.spec.whole()).await.ok();
     let hook = spec.as_ref().and_then(|spec| hooks::explain(spec, container, failure));
+    let explained = hook.or(restore::explain(container, failure).await);
     let command = spec
         .and_then(|spec| spec.process().as_ref().and_then(|p| p.args().clone()))
         .and_then(|args| args.into_iter().next())
@@ -69,7 +70,7 @@ pub(super) async fn cannot_run(container: &Arc<Container>, failure: &InitFailure
     Exit {
         code: START_FAILED,
         reason: ExitReason::StartError,
-        message: hook.unwrap_or_else(|| format!("{failure}: {command:?}")),
+        message: explained.unwrap_or_else(|| format!("{failure}: {command:?}")),
         started_at: 0,
         finished_at,
     }

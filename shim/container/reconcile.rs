@@ -53,7 +53,8 @@ async fn take_state(
     match container.state().compare(seen.map(|seen| &seen.phase)) {
         KeeperReport::Unchanged => {}
         KeeperReport::Running(started_at) => {
-            container.transition(|state| state.started(started_at));
+            // The pid differs from that of the first process if a checkpoint was restored.
+            container.transition(|state| state.started(started_at).with_pid(seen.map(|seen| seen.pid)));
             pods.events.container(container);
         }
         KeeperReport::Ended(record) => exit::handle(pods, cgroups, container, &record).await,

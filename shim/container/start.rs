@@ -6,7 +6,7 @@ use berth_runtime::plan::HookKind;
 use berth_runtime::wire::{Call, Failure, InitFailure, Outcome};
 use tonic::Status;
 
-use super::{exit, hooks, reconcile};
+use super::{exit, hooks, reconcile, restore};
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::event::Events;
@@ -73,6 +73,7 @@ async fn run_steps(
     };
     progress.step("exec");
     let more = hooks::longest(container, &[HookKind::StartContainer, HookKind::Poststart]).await;
+    let more = more.saturating_add(restore::time_of_start(container));
     let call = Call::Start { container: container.id.as_str().to_owned() };
     let call = link.call_with(call, Vec::new(), more);
     let answer = tokio::select! {
@@ -82,17 +83,20 @@ async fn run_steps(
         _ended = container.ended() => return Err(CriError::precondition(what(), "it has ended")),
     };
     match answer {
-        Ok((Outcome::Started { at }, _)) => {
-            container.transition(|state| state.started(at));
+        Ok((Outcome::Started { at, pid }, _)) => {
+            container.transition(|state| state.started(at).with_pid(pid));
             pods.events.container(container);
+            if pid.is_some() {
+                restore::clean_up(container).await;
+            }
             Ok(())
         }
         Ok((other, _)) => Err(KeeperError::Unexpected(format!("{other:?}")).into()),
         Err(KeeperError::Failure(Failure::Init(failure))) => {
             cannot_run(&pods.events, container, &failure).await
         }
-        // The state in the keeper shows whether the command runs.
-        Err(error @ KeeperError::Broken { .. }) => {
+        // The state in the keeper shows whether the command runs. An earlier daemon may have started it: a restore takes long.
+        Err(error @ (KeeperError::Broken { .. } | KeeperError::Failure(Failure::State { .. }))) => {
             if let Ok(snapshot) = link.hello().await {
                 reconcile::reconcile_pod(pods, cgroups, &pod, &link, &snapshot).await;
             }
@@ -114,5 +118,6 @@ async fn cannot_run(
     let message = exit.message.clone();
     container.transition(|state| state.exited(exit));
     events.container(container);
+    restore::clean_up(container).await;
     Err(CriError::failed(format!("start container {}", container.id), message))
 }

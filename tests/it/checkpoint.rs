@@ -24,24 +24,24 @@ fn stand_in(variable: &str, script: &str) -> PathBuf {
     String::from_utf8(output.stdout).unwrap().trim().into()
 }
 
-fn criu() -> PathBuf {
+pub(super) fn criu() -> PathBuf {
     stand_in("BERTH_CRIU", "criu.sh")
 }
 
-async fn start() -> Berth {
+pub(super) async fn start() -> Berth {
     let more = format!("criu_path = \"{}\"\n", criu().display());
     Berth::start_as(Setup { more: &more, ..Setup::default() }).await
 }
 
 /// A pod and a container as the kubelet requests them: each container has its own PID namespace.
-fn private_pids(mut config: ContainerConfig) -> ContainerConfig {
+pub(super) fn private_pids(mut config: ContainerConfig) -> ContainerConfig {
     let linux = config.linux.get_or_insert_default();
     let security = linux.security_context.get_or_insert_default();
     security.namespace_options.get_or_insert_default().pid = NamespaceMode::Container.into();
     config
 }
 
-async fn checkpoint(berth: &mut Berth, id: &str, name: &str) -> Result<PathBuf, Status> {
+pub(super) async fn checkpoint(berth: &mut Berth, id: &str, name: &str) -> Result<PathBuf, Status> {
     checkpoint_within(berth, id, name, 0).await
 }
 
@@ -64,12 +64,12 @@ fn entries(archive: impl std::io::Read) -> BTreeMap<String, Vec<u8>> {
     files
 }
 
-fn files(path: &Path) -> BTreeMap<String, Vec<u8>> {
+pub(super) fn files(path: &Path) -> BTreeMap<String, Vec<u8>> {
     entries(fs::File::open(path).unwrap())
 }
 
 /// Waits until a counter of a container goes on, which shows that it runs.
-async fn assert_goes_on(berth: &mut Berth, id: &str) {
+pub(super) async fn assert_goes_on(berth: &mut Berth, id: &str) {
     let read = "cat /tmp/counter";
     let before = berth.sh(id, read).await;
     let until = Instant::now() + PATIENCE;
@@ -87,13 +87,13 @@ fn assert_nothing_left(berth: &Berth) {
     }
 }
 
-const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo $n > /tmp/counter.new; mv /tmp/counter.new /tmp/counter; sleep 0.1; done";
+pub(super) const COUNTER: &str = "n=0; while :; do n=$((n+1)); echo $n > /tmp/counter.new; mv /tmp/counter.new /tmp/counter; sleep 0.1; done";
 
-fn counter(name: &str) -> ContainerConfig {
+pub(super) fn counter(name: &str) -> ContainerConfig {
     private_pids(shell(name, COUNTER))
 }
 
-async fn wait_for(berth: &mut Berth, id: &str, script: &str) {
+pub(super) async fn wait_for(berth: &mut Berth, id: &str, script: &str) {
     let until = Instant::now() + PATIENCE;
     while berth.sh(id, &format!("{script} && echo yes")).await != "yes" {
         assert!(Instant::now() < until, "{script}");

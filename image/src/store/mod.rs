@@ -15,6 +15,7 @@
 mod containers;
 mod disk_usage;
 mod durable;
+mod filled;
 mod folders;
 mod hold;
 mod imports;

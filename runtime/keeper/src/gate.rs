@@ -38,6 +38,11 @@ pub(crate) fn read_gate(gate: BorrowedFd<'_>) -> Option<GateEvent> {
 pub(crate) fn failure_of(report: Report) -> Failure {
     match report {
         Report::Failed(failure) => Failure::Init(failure),
-        Report::Ready | Report::Terminal | Report::Listener | Report::Moved | Report::Hooks => vanished(),
+        Report::Ready
+        | Report::Terminal
+        | Report::Listener
+        | Report::Moved
+        | Report::Hooks
+        | Report::Restored { .. } => vanished(),
     }
 }

@@ -42,6 +42,23 @@ impl Spawned {
         sys::socket::report_senders(self.gate.as_fd(), false)
     }
 
+    /// Switches to a process that becomes a child of the keeper when its parent ends: the first one of a restored checkpoint.
+    /// The pid is reported by its parent, which keeps the process until then.
+    ///
+    /// # Errors
+    /// The process does not exist.
+    pub(crate) fn follow(&mut self, pid: i32) -> sys::Result<()> {
+        self.pidfd = process::open(pid)?;
+        self.pid = pid;
+        self.ended = None;
+        Ok(())
+    }
+
+    /// Returns whether the end of the child is stored.
+    pub(crate) fn has_exit(&self) -> bool {
+        self.ended.is_some()
+    }
+
     /// Returns whether the switch to another child is still expected.
     pub(crate) fn awaits_move(&self) -> bool {
         self.moves

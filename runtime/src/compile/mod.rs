@@ -220,6 +220,7 @@ pub fn compile_container(spec: &Spec, context: &PlanInput<'_>) -> Result<Contain
         mount_label: context.mount_label.as_deref().map(|label| text("mountLabel", label)).transpose()?,
         process,
         stdio: context.stdio.clone(),
+        restore: None,
     })
 }
 

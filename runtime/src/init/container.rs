@@ -6,6 +6,7 @@ use super::last::{self, FinalSteps};
 use super::masks::Masks;
 use super::mounts::{self, PodMounts};
 use super::process::{self, Streams};
+use super::restore;
 use super::seccomp;
 use super::{At, Descriptors, Gate, HOOKED, StepResult};
 use crate::hooks;
@@ -57,7 +58,11 @@ pub fn run(start: ContainerStart<'_>) -> ! {
     // The container must not be able to inspect this process (ptrace(2), PTRACE_MODE checks).
     drop(security::set_dumpable(false));
     start.gate.enter(&start.plan.cgroup, start.descriptors);
-    match prepare(&start) {
+    let prepared = match &start.plan.restore {
+        Some(plan) => restore::prepare(&start, plan),
+        None => prepare(&start),
+    };
+    match prepared {
         Ok(program) => last::run(start.gate, start.single, program),
         Err(failure) => start.gate.fail(failure),
     }
@@ -132,8 +137,12 @@ fn prepare(start: &ContainerStart<'_>) -> StepResult<Program> {
     set_root_attributes(plan).at(Step::RootAttributes)?;
     set_hostname(plan)?;
     become_user(start, slave.as_ref())?;
-    let variant =
-        FinalSteps { terminal: slave.is_some(), joins_processes: joined.pid_target.is_some(), waits: true };
+    let variant = FinalSteps {
+        terminal: slave.is_some(),
+        joins_processes: joined.pid_target.is_some(),
+        waits: true,
+        keeps_gate: false,
+    };
     let start_hooks = plan.hooks.as_ref().filter(|hooks| hooks.has(HookKind::StartContainer));
     Ok(last::program(&plan.process, filter, start_hooks, variant))
 }
@@ -182,7 +191,7 @@ pub(super) const PAUSE_PROC: &str = "/proc";
 /// Clones mounts of other processes of the pod, each from the mount namespace in which it is attached. The procfs
 /// cannot be a new one: a new procfs shows the processes of the mounter's PID namespace, and this process has not
 /// joined the pod's yet.
-fn open_pod_mounts(plan: &ContainerPlan, joined: JoinTargets<'_>) -> StepResult<PodMounts> {
+pub(super) fn open_pod_mounts(plan: &ContainerPlan, joined: JoinTargets<'_>) -> StepResult<PodMounts> {
     let wants = |kind: fn(&MountKind) -> bool| plan.mounts.iter().any(|op| kind(&op.kind));
     let shm = wants(|kind| matches!(kind, MountKind::PodShm));
     let files: Vec<&String> = plan.mounts.iter().filter_map(|op| op.kind.pod_file()).collect();
@@ -211,7 +220,7 @@ fn from_mounts_of<T>(process: BorrowedFd<'_>, open: impl FnOnce() -> sys::Result
     opened
 }
 
-fn join_and_unshare(
+pub(super) fn join_and_unshare(
     plan: &ContainerPlan,
     pause: Option<BorrowedFd<'_>>,
     descriptors: Descriptors<'_>,

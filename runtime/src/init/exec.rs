@@ -77,6 +77,6 @@ fn prepare(start: &ExecStart<'_>) -> StepResult<Program> {
         None => process::set_limits_and_labels(&plan.process, proc)?,
     }
     process::set_credentials_and_cwd(&plan.process)?;
-    let variant = FinalSteps { terminal: plan.tty, joins_processes: true, waits: false };
+    let variant = FinalSteps { terminal: plan.tty, joins_processes: true, waits: false, keeps_gate: false };
     Ok(last::program(&plan.process, filter, None, variant))
 }

@@ -25,6 +25,8 @@ pub(super) struct FinalSteps {
     pub(super) joins_processes: bool,
     /// Whether it waits at the gate.
     pub(super) waits: bool,
+    /// Whether the program gets the socket to the keeper.
+    pub(super) keeps_gate: bool,
 }
 
 /// Collects what is needed to execute the program of a plan.
@@ -44,6 +46,7 @@ pub(super) fn program(
         terminal: variant.terminal,
         joins_processes: variant.joins_processes,
         waits: variant.waits,
+        keeps_gate: variant.keeps_gate,
         start_hooks: start_hooks.cloned(),
     }
 }
@@ -91,6 +94,9 @@ fn final_steps(
     if program.waits {
         gate.report(&Report::Ready, None);
         gate.wait_for_start();
+    }
+    if program.keeps_gate {
+        gate.keep_over_exec().at(Step::Exec)?;
     }
     if let Some(hooks) = &program.start_hooks {
         let pid = rustix::process::getpid().as_raw_nonzero().get();

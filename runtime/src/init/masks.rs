@@ -57,7 +57,15 @@ impl Masks {
     /// # Errors
     /// The caller is not permitted to.
     pub(super) fn attach(&self) -> sys::Result<()> {
-        mount::attach(self.tree.as_fd(), mount::place(MOUNT_POINT)?.as_fd())
+        self.attach_at(MOUNT_POINT)
+    }
+
+    /// Attaches the filesystem on another folder, for a program that uses its files by their paths.
+    ///
+    /// # Errors
+    /// The caller is not permitted to.
+    pub(super) fn attach_at(&self, folder: &str) -> sys::Result<()> {
+        mount::attach(self.tree.as_fd(), mount::place(folder)?.as_fd())
     }
 
     /// Unmounts the filesystem; its clones remain. The next reader of the host's files sees all of them.

@@ -6,6 +6,7 @@
 //! other namespaces, sets its credentials and closes its descriptors. Only then does a clone of it continue in
 //! that PID namespace ([`last`]).
 //!
+//! * [`restore`]: the steps before the restore of a checkpoint
 //! * [`container`]: the steps of a container; [`exec`]: of an exec; [`sandbox`]: of a pause
 //! * [`mounts`]: root filesystem and volumes; [`masks`]: hidden paths; [`peers`]: checks whether mounts in volumes
 //!   can propagate; [`users`]: ids of volumes
@@ -19,6 +20,7 @@ mod masks;
 mod mounts;
 mod peers;
 mod process;
+mod restore;
 pub mod sandbox;
 mod seccomp;
 mod users;
@@ -151,6 +153,12 @@ impl Gate {
                 _ => exit_now(1),
             }
         }
+    }
+
+    /// Leaves the socket open in the program that is executed.
+    fn keep_over_exec(&self) -> sys::Result<()> {
+        use sys::Context;
+        rustix::io::fcntl_setfd(&self.socket, rustix::io::FdFlags::empty()).on("fcntl(F_SETFD)", "the gate")
     }
 
     fn report(&self, report: &Report, descriptor: Option<BorrowedFd<'_>>) {

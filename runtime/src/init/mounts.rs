@@ -222,7 +222,7 @@ pub(super) fn attach_to_itself(folder: &OwnedFd) -> sys::Result<()> {
 }
 
 /// Returns the target of a mount. Creates it if absent: a folder for a folder, a file for a file.
-fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
+pub(super) fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedFd> {
     match op.kind {
         MountKind::Filesystem { .. } | MountKind::Dev { .. } | MountKind::Cgroup { .. } => {
             strict_folder(root, &op.target)
@@ -250,7 +250,7 @@ fn target(root: &Root, op: &MountOp, tree: BorrowedFd<'_>) -> sys::Result<OwnedF
     }
 }
 
-fn is_folder(place: impl AsFd) -> rustix::io::Result<bool> {
+pub(super) fn is_folder(place: impl AsFd) -> rustix::io::Result<bool> {
     Ok(FileType::from_raw_mode(rustix::fs::fstat(place)?.st_mode).is_dir())
 }
 
@@ -265,7 +265,7 @@ fn strict_folder(root: &Root, path: &str) -> sys::Result<OwnedFd> {
     }
 }
 
-fn set_attributes(tree: BorrowedFd<'_>, op: &MountOp) -> sys::Result<()> {
+pub(super) fn set_attributes(tree: BorrowedFd<'_>, op: &MountOp) -> sys::Result<()> {
     let propagation = flag_of(op.propagation);
     if op.recursive_attributes == op.recursive_propagation {
         if op.set | op.clear | propagation != 0 {

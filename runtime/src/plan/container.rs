@@ -7,6 +7,7 @@ use super::hooks::Hooks;
 use super::mounts::{MountOp, Propagation};
 use super::namespaces::{NamespaceSource, PidNamespace, UserNamespace};
 use super::process::ProcessPlan;
+use super::restore::RestorePlan;
 use super::{CgroupJoin, FdSlot};
 
 /// The plan of a container.
@@ -58,6 +59,9 @@ pub struct ContainerPlan {
     pub process: ProcessPlan,
     /// The container's standard streams.
     pub stdio: StdioPlan,
+    /// The checkpoint that is restored in place of the command.
+    #[serde(default)]
+    pub restore: Option<RestorePlan>,
 }
 
 /// The standard streams of a container.

@@ -7,7 +7,8 @@
 //!
 //! * [`sandbox`], [`container`], [`exec`]: the three plans
 //! * [`process`]: the command and its credentials; [`scheduling`]: how the kernel schedules it
-//! * [`namespaces`], [`mounts`], [`devices`], [`hooks`]: the parts of a container
+//! * [`namespaces`], [`mounts`], [`devices`], [`hooks`]: the parts of a container; [`restore`]: a checkpoint in place of its
+//!   command
 
 pub mod container;
 pub mod devices;
@@ -16,6 +17,7 @@ pub mod hooks;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;
+pub mod restore;
 pub mod sandbox;
 pub mod scheduling;
 
@@ -28,6 +30,7 @@ pub use hooks::{HookKind, HookPlan, Hooks};
 pub use mounts::{CgroupHierarchy, MountIds, MountKind, MountOp, Propagation};
 pub use namespaces::{IdRange, NamespaceSource, PidNamespace, UserNamespace};
 pub use process::{CapabilityMasks, ProcessPlan, Rlimit, SeccompListener, SeccompPlan};
+pub use restore::RestorePlan;
 pub use sandbox::{PodFile, SandboxPlan};
 pub use scheduling::{MemoryPolicyPlan, SchedulerPlan, SchedulingPlan};
 

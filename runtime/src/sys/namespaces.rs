@@ -86,6 +86,15 @@ pub fn join_mounts(namespace: BorrowedFd<'_>) -> Result<()> {
     rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::Mount)).on("setns", "mnt")
 }
 
+/// Makes the following children of this process join a PID namespace, by a descriptor of `/proc/PID/ns/pid`.
+///
+/// # Errors
+/// The descriptor is of another kind, or of a namespace that is not this process's or below it.
+pub fn join_pids(namespace: BorrowedFd<'_>) -> Result<()> {
+    rustix::thread::move_into_link_name_space(namespace, Some(LinkNameSpaceType::ProcessID))
+        .on("setns", "pid")
+}
+
 /// Moves this process to new namespaces (unshare(2)).
 ///
 /// # Errors

@@ -98,6 +98,15 @@ pub fn child(pid: i32) -> Result<OwnedFd> {
     Ok(pidfd)
 }
 
+/// Opens a pidfd by a pid. The caller knows that the process has not been reaped.
+///
+/// # Errors
+/// The process does not exist (`ESRCH`).
+pub fn open(pid: i32) -> Result<OwnedFd> {
+    let process = Pid::from_raw(pid).ok_or(Errno::SRCH);
+    process.and_then(|pid| rustix::process::pidfd_open(pid, PidfdFlags::empty())).on("pidfd_open", pid)
+}
+
 /// Sends a signal to the process of a pidfd. Succeeds if the process has ended.
 ///
 /// # Errors

@@ -68,6 +68,8 @@ pub struct Program {
     pub joins_processes: bool,
     /// Whether the process reports that it is ready, and waits for the keeper before it calls exec.
     pub waits: bool,
+    /// Whether the program gets the socket to the keeper.
+    pub keeps_gate: bool,
     /// Hooks that run in the container before the program.
     pub start_hooks: Option<Hooks>,
 }

@@ -178,6 +178,24 @@ pub fn raise_hard_rlimit(resource: u32, hard: u64) -> Result<()> {
     if now.rlim_max < hard { set_rlimit(resource, hard, hard) } else { Ok(()) }
 }
 
+/// Lowers a resource limit of another process to at most `soft` and `hard`. Never raises one.
+///
+/// # Errors
+/// The process does not exist, or the number is not a resource.
+pub fn lower_rlimit_of(pid: i32, resource: u32, soft: u64, hard: u64) -> Result<()> {
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let no_limit = std::ptr::null::<libc::rlimit>();
+    // SAFETY: `now` is a live struct that is only written to, and no new limit is passed.
+    let result = unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, no_limit, &raw mut now) };
+    checked(result).on("prlimit", resource)?;
+    let hard = now.rlim_max.min(hard);
+    let limit = libc::rlimit { rlim_cur: now.rlim_cur.min(soft).min(hard), rlim_max: hard };
+    let no_result = std::ptr::null_mut::<libc::rlimit>();
+    // SAFETY: `limit` is a live struct that is only read, and the old limit is not requested.
+    let result = unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, &raw const limit, no_result) };
+    checked(result).map(drop).on("prlimit", resource)
+}
+
 /// Makes this process the reaper of all its orphaned descendants (`PR_SET_CHILD_SUBREAPER`).
 ///
 /// # Errors

@@ -15,6 +15,9 @@ const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_PARENT: u64 = 0x8000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
+/// The number of the one descriptor that [`SingleThread::close_all_but`] keeps.
+const PLACE: RawFd = 3;
+
 /// The flags of the `clone` call of [`SingleThread::continue_as_sibling`], to check whether a seccomp filter
 /// allows it.
 pub const SIBLING_FLAGS: u64 = CLONE_PARENT;
@@ -185,7 +188,6 @@ impl SingleThread {
 /// A system call failed. Then only descriptor 3 may have changed, and the caller may only report the error and
 /// exit.
 unsafe fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
-    const PLACE: RawFd = 3;
     let keep = match keep.as_raw_fd() {
         PLACE => keep,
         // SAFETY: the caller never uses or drops what owns descriptor 3.
@@ -203,6 +205,22 @@ unsafe fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
     let closed = unsafe { libc::syscall(libc::SYS_close_range, PLACE + 1, libc::c_uint::MAX, 0) };
     checked(closed).on("close_range", PLACE + 1)?;
     Ok(keep)
+}
+
+/// Returns a duplicate of the descriptor that [`SingleThread::close_all_but`] kept, in a program that was executed with it. Both
+/// are closed on exec.
+///
+/// # Errors
+/// There is no such descriptor (`EBADF`).
+pub fn inherited_gate() -> Result<OwnedFd> {
+    // SAFETY: the call only reads the descriptor table, and fails if the number is not open.
+    let number = unsafe { libc::fcntl(PLACE, libc::F_DUPFD_CLOEXEC, PLACE + 1) };
+    checked(number.into()).on("fcntl(F_DUPFD_CLOEXEC)", PLACE)?;
+    // SAFETY: the call only changes a flag of the descriptor.
+    let flagged = unsafe { libc::fcntl(PLACE, libc::F_SETFD, libc::FD_CLOEXEC) };
+    checked(flagged.into()).on("fcntl(F_SETFD)", PLACE)?;
+    // SAFETY: the kernel has just opened this descriptor, and no other code owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
 #[cfg(test)]

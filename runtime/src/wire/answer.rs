@@ -25,6 +25,10 @@ pub enum Outcome {
     Started {
         /// When exec succeeded, in nanoseconds since the epoch.
         at: i64,
+        /// The pid in the host's process namespace, if the processes of a checkpoint were restored in the place of the first
+        /// process.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<i32>,
     },
     /// The exec's command runs.
     ExecStarted {

@@ -13,6 +13,7 @@
 //!   |                                      |<-- Report: Ready | Failed -------------| waits
 //!   |<------------- Answer{id, Created} ---|
 //!   | Request{id, Start} ----------------->|-- one byte --------------------------->| execve
+//!   |                                      |<-- Report: Restored (a checkpoint) ------|
 //!   |<------------- Answer{id, Started} ---|<-- end of file: exec succeeded | Failed
 //!   |<--- Event(Exited{record}) -----------|  waitid(P_PIDFD), the log is written
 //! ```
@@ -45,8 +46,8 @@ pub use snapshot::{ContainerSnapshot, ExitRecord, Phase, Snapshot};
 pub use step::Step;
 
 /// The version of these messages. Version 2 added [`Call::Attach`] and [`Call::Resize`], version 3 hooks other than
-/// `createContainer` and [`Event::PoststopFailed`], version 4 the scheduling of processes.
-pub const PROTOCOL: u32 = 4;
+/// `createContainer` and [`Event::PoststopFailed`], version 4 the scheduling of processes, version 5 the restore of checkpoints.
+pub const PROTOCOL: u32 = 5;
 
 /// The version of the messages that added [`Event::PoststopFailed`].
 pub const POSTSTOP_EVENT: u32 = 3;

@@ -106,6 +106,8 @@ steps! {
     Keyring = 36, "join the session keyring";
     /// Setting the scheduler, the I/O priority or the memory policy.
     Scheduling = 37, "set the scheduling";
+    /// Restoring the processes of a checkpoint.
+    Restore = 38, "restore the checkpoint";
     /// The process ended without a report.
     Vanished = 32, "the first process ended before exec";
 }

@@ -142,6 +142,7 @@ const MOVED: u32 = 3;
 const LISTENER: u32 = 4;
 const TERMINAL: u32 = 5;
 const HOOKS: u32 = 6;
+const RESTORED: u32 = 7;
 const NO_INDEX: u32 = u32::MAX;
 
 /// A report of a first process to its parent, over their socket: it has reached the gate, or it has failed. The
@@ -162,6 +163,12 @@ pub enum Report {
     Listener,
     /// The container's environment exists. The process waits until the hooks of the host have run.
     Hooks,
+    /// The program that restores a checkpoint has restored its processes, which do not run yet. The first of them takes its
+    /// place when the socket ends.
+    Restored {
+        /// The pid in the keeper's PID namespace.
+        pid: i32,
+    },
     /// A step has failed.
     Failed(InitFailure),
 }
@@ -182,6 +189,10 @@ impl Report {
             Self::Terminal => put(0, &TERMINAL.to_ne_bytes()),
             Self::Hooks => put(0, &HOOKS.to_ne_bytes()),
             Self::Moved => put(0, &MOVED.to_ne_bytes()),
+            Self::Restored { pid } => {
+                put(0, &RESTORED.to_ne_bytes());
+                put(8, &pid.to_ne_bytes());
+            }
             Self::Failed(failure) => {
                 let detail = cut(&failure.detail);
                 put(0, &FAILED.to_ne_bytes());
@@ -205,6 +216,7 @@ impl Report {
             TERMINAL => Some(Self::Terminal),
             HOOKS => Some(Self::Hooks),
             MOVED => Some(Self::Moved),
+            RESTORED => Some(Self::Restored { pid: i32::from_ne_bytes(word(8)?) }),
             FAILED => {
                 let length = usize::try_from(u32::from_ne_bytes(word(16)?)).ok()?;
                 let detail = record.get(20..)?.get(..length)?;

@@ -71,6 +71,15 @@ impl ContainerState {
         }
     }
 
+    /// Returns the state of a running container whose first process was replaced by that of a restored checkpoint.
+    #[must_use]
+    pub fn with_pid(self, pid: Option<i32>) -> Self {
+        match (self, pid) {
+            (Self::Running { started_at, .. }, Some(pid)) => Self::Running { pid, started_at },
+            (other, _) => other,
+        }
+    }
+
     /// Returns the state after an exit. The first reported exit stands.
     #[must_use]
     pub fn exited(&self, exit: Exit) -> Self {

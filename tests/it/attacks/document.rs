@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 const DOCUMENT: &str = include_str!("../../../docs/security.md");
 
 /// The sources of the tests that the document names, by the word before `::`.
-const SOURCES: [(&str, &str); 27] = [
+const SOURCES: [(&str, &str); 28] = [
     ("attacks", include_str!("exchange.rs")),
     ("attacks", include_str!("exhaustion.rs")),
     ("attacks", include_str!("identity.rs")),
@@ -28,6 +28,7 @@ const SOURCES: [(&str, &str); 27] = [
     ("pods", include_str!("../pods.rs")),
     ("registry", include_str!("../registry.rs")),
     ("restart", include_str!("../restart.rs")),
+    ("restore", include_str!("../restore.rs")),
     ("seccomp", include_str!("../seccomp.rs")),
     ("server", include_str!("../server.rs")),
     ("sessions", include_str!("../sessions.rs")),

@@ -152,10 +152,10 @@ async fn cve_2026_53488_image_labels_do_not_control_the_runtime() {
     lab.finish().await;
 }
 
-/// Also CVE-2026-53492, -50195 and -53489 (containerd): checkpoints are not restored, whatever an image or an archive
-/// contains. A location that is not a plain absolute path is refused.
+/// Also CVE-2026-53492, -50195 and -53489 (containerd): neither the specs in an archive nor labels of an image control a
+/// container. A location that is not a plain absolute path is refused.
 #[tokio::test(flavor = "multi_thread")]
-async fn cve_2024_8676_checkpoints_are_not_restored() {
+async fn cve_2024_8676_a_checkpoint_does_not_control_its_container() {
     let (mut lab, pod) = Lab::with_pod().await;
     let id = lab.run(&pod, sleeper("c")).await;
     for location in [format!("/tmp/..{}/checkpoint.tar", lab.canary_text()), "checkpoint.tar".to_owned()] {

@@ -15,6 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::attachments::Attachments;
 use crate::container::Container;
+use crate::container::restore::RestoreProgress;
 use crate::container::state::State;
 use crate::failure::{Origin, system};
 use crate::hooks::ContainerHooks;
@@ -66,13 +67,16 @@ impl Container {
         let oom = open_slot(descriptors, plan.cgroup.oom)?;
         // In a user namespace the first process clones another one, so that the new process namespace belongs to
         // the user namespace.
-        let clones_directly = plan.pid == PidNamespace::New && plan.userns.is_none();
+        let clones_directly =
+            plan.pid == PidNamespace::New && plan.userns.is_none() && plan.restore.is_none();
         let options = SpawnOptions {
             namespaces: match clones_directly {
                 true => Namespaces::PID,
                 false => Namespaces::NONE,
             },
-            moves: joined.pid_target.is_some() || (plan.pid == PidNamespace::New && !clones_directly),
+            // The processes of a checkpoint are restored in namespaces that CRIU creates.
+            moves: plan.restore.is_none()
+                && (joined.pid_target.is_some() || (plan.pid == PidNamespace::New && !clones_directly)),
             cgroup: &plan.cgroup,
             userns: None,
             oom_score_adj: None,
@@ -103,6 +107,7 @@ impl Container {
             supervisor: Supervisor::of(&plan.process, &id, &folder),
             hooks: ContainerHooks::new(id.clone(), plan.hooks.as_ref()),
             ending: None,
+            restore: plan.restore.as_ref().map(|_| RestoreProgress::Waits),
             id,
             folder,
             oom,

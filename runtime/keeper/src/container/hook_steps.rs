@@ -2,7 +2,7 @@
 
 use berth_runtime::init::HOOKED;
 use berth_runtime::plan::HookKind;
-use berth_runtime::wire::{Event, Failure, Outcome, POSTSTOP_EVENT};
+use berth_runtime::wire::{Event, Failure, POSTSTOP_EVENT};
 
 use crate::container::Container;
 use crate::failure::{Origin, state};
@@ -19,7 +19,7 @@ impl Container {
     /// Answers the start of a container whose command runs, after its `poststart` hooks.
     pub(super) fn answer_start(&mut self, origin: Origin, at: i64, services: &mut Services) {
         if !self.hooks.has(HookKind::Poststart) {
-            return services.answer(origin, Ok(Outcome::Started { at }));
+            return services.answer(origin, Ok(self.started(at)));
         }
         self.hooks.begin_poststart(origin, at);
         self.run_hooks(HookKind::Poststart, services);
@@ -97,7 +97,7 @@ impl Container {
             self.kill();
         }
         let ended = self.child.take_exit();
-        services.answer(origin, result.map(|()| Outcome::Started { at }));
+        services.answer(origin, result.map(|()| self.started(at)));
         if let Some(ended) = ended {
             self.begin_ending(ended, services);
         }

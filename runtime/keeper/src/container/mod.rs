@@ -5,12 +5,14 @@
 //! * [`start`]: the reports of the first process, until its command runs or it has failed
 //! * [`hook_steps`]: what follows the hooks of each kind
 //! * [`copy`]: copies output to the log and to clients
+//! * [`restore`]: a checkpoint that is restored in the place of the command
 //! * [`end`]: reports the exit when the log is written
 
 mod copy;
 mod create;
 mod end;
 mod hook_steps;
+mod restore;
 mod start;
 mod state;
 
@@ -25,6 +27,7 @@ use berth_runtime::wire::{ContainerSnapshot, Failure, Outcome};
 
 use crate::attachments::{Attachments, StreamSlots};
 use crate::container::end::Ending;
+use crate::container::restore::RestoreProgress;
 use crate::container::state::State;
 use crate::failure::{Answer, Origin, state, system};
 use crate::hooks::ContainerHooks;
@@ -58,6 +61,8 @@ pub(crate) struct Container {
     hooks: ContainerHooks,
     /// Set while it has ended, but its exit is not reported yet.
     ending: Option<Ending>,
+    /// Set if a checkpoint is restored in the place of its command.
+    restore: Option<RestoreProgress>,
 }
 
 impl Container {

@@ -42,6 +42,10 @@ impl Container {
             (State::Starting(_), GateEvent::Report(Report::Listener, Some(descriptor))) => {
                 self.supervise(&descriptor, services);
             }
+            (State::Starting(_), GateEvent::Report(Report::Restored { pid }, _)) => {
+                self.follow_restored(pid, services);
+            }
+            (State::Starting(_), GateEvent::End) if self.restores() => self.restore_ended(services),
             (State::Starting(_), GateEvent::End) => {
                 let at = now();
                 if let Some(origin) = self.state.run(at) {
@@ -58,10 +62,12 @@ impl Container {
         true
     }
 
-    /// Handles all pending reports, if it is still being created.
+    /// Handles all pending reports, if another process may still continue in the place of the first one.
     pub(crate) fn drain_gate(&mut self, services: &mut Services) {
         // A closed socket is reported again and again, so the state must be checked each time.
-        while self.state.is_creating() && self.on_gate(services) {}
+        while (self.state.is_creating() || self.state.is_starting() && self.restores())
+            && self.on_gate(services)
+        {}
     }
 
     /// Handles the failure of the first process: answers the pending call, and kills the process if it still runs.
@@ -69,6 +75,7 @@ impl Container {
     pub(crate) fn fail(&mut self, failure: Failure, services: &mut Services) {
         let Some(origin) = self.state.fail(&failure) else { return };
         self.kill();
+        self.end_unreaped();
         services.answer(origin, Err(failure));
         self.gate_closed(services);
     }
@@ -91,7 +98,7 @@ impl Container {
     }
 
     /// Handles the end of the socket: no process holds its other end.
-    fn gate_closed(&mut self, services: &mut Services) {
+    pub(super) fn gate_closed(&mut self, services: &mut Services) {
         self.close_gate(services);
         if let Some(ended) = self.child.take_exit() {
             self.begin_ending(ended, services);

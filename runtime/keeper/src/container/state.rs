@@ -36,6 +36,10 @@ impl State {
         matches!(self, Self::Creating(_))
     }
 
+    pub(super) fn is_starting(&self) -> bool {
+        matches!(self, Self::Starting(_))
+    }
+
     pub(super) fn is_exited(&self) -> bool {
         matches!(self, Self::Exited(_))
     }
