@@ -175,8 +175,19 @@ pub(super) fn parse(text: &str, folder: &Path, reference: &Reference) -> Result<
             servers(&url, &keys, folder, reference)
         }
     };
-    endpoints.extend(server.map_err(|why| format!("server: {why}"))?);
+    for server in server.map_err(|why| format!("server: {why}"))? {
+        // A second request to the same server, without the TLS settings of its host, would hide the answer of the first one.
+        if !endpoints.iter().any(|host| replaces(host, &server)) {
+            endpoints.push(server);
+        }
+    }
     Ok(endpoints)
+}
+
+/// Whether a host is the registry's server itself, and may do everything.
+fn replaces(host: &Endpoint, server: &Endpoint) -> bool {
+    let address = |one: &Endpoint| (one.scheme.clone(), one.authority.clone(), one.path.clone());
+    address(host) == address(server) && host.pull && host.resolve
 }
 
 /// Returns the endpoints of one server. If its URL is `http` but it has TLS settings, TLS is tried first, as

@@ -93,6 +93,23 @@ fn folders_and_certificates_are_found() {
     assert_eq!(certificates(&dirs, "localhost:5002").unwrap(), Tls::default());
 }
 
+#[test]
+fn a_server_that_is_also_a_host_is_tried_once_with_the_settings_of_the_host() {
+    let text = |capabilities: &str| {
+        format!(
+            "server = \"https://reg.test:5000\"\n[host.\"https://reg.test:5000\"]\n{capabilities}skip_verify = true\n"
+        )
+    };
+    let parsed =
+        |capabilities: &str| parse(&text(capabilities), Path::new("/"), &named("reg.test:5000")).unwrap();
+    let once = parsed("capabilities = [\"pull\", \"resolve\"]\n");
+    assert_eq!(urls(&once), ["https://reg.test:5000/v2"]);
+    assert!(once[0].tls.skip_verify);
+    assert_eq!(urls(&parsed("")).len(), 1);
+    // Tags are resolved by the server.
+    assert_eq!(urls(&parsed("capabilities = [\"pull\"]\n")).len(), 2);
+}
+
 fn servers_with_capabilities(text: &str) -> Vec<String> {
     let parsed = parse(text, Path::new("/"), &named("reg.test:5000")).unwrap();
     let line = |one: &Endpoint| {
