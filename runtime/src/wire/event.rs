@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::answer::InitFailure;
+use super::failure::InitFailure;
 use super::snapshot::ExitRecord;
 
 /// An event, which the keeper sends to every connection unless noted.

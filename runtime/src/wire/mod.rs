@@ -30,15 +30,17 @@
 pub mod answer;
 pub mod call;
 pub mod event;
+pub mod failure;
 pub mod snapshot;
 pub mod step;
 pub mod transport;
 
 use serde::{Deserialize, Serialize};
 
-pub use answer::{Failure, InitFailure, Outcome};
+pub use answer::Outcome;
 pub use call::{AnyRequest, Call, Request};
 pub use event::{Detachment, Event};
+pub use failure::{Failure, InitFailure};
 pub use snapshot::{ContainerSnapshot, ExitRecord, Phase, Snapshot};
 pub use step::Step;
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::answer::InitFailure;
+use super::failure::InitFailure;
 
 /// The state of the keeper, for a daemon that connects.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
