@@ -18,8 +18,8 @@
 //!   [`nftables`]: rules; [`pod_link`]: a pod's interface
 //! * [`netlink`]: links, addresses and routes; [`netns`]: network namespaces; [`sysctls`], [`forwarding`]
 //! * [`result`]: the result of a plugin; [`runtime_config`]: what a runtime passes to plugins
-//! * [`ongoing`]: the running plugin programs
-//! * [`version`], [`names`], [`mac`], [`keys`], [`attributes`], [`files`], [`watch`]: values, formats and files
+//! * [`ongoing`]: the running plugin programs; [`probe`]: what the kernel supports, for `berth check`
+//! * [`version`], [`names`], [`mac`], [`keys`], [`files`], [`watch`]: values, formats and files
 
 #![forbid(unsafe_code)]
 

@@ -131,7 +131,9 @@ async fn status(socket: &Path) -> StatusResponse {
 #[tokio::test]
 async fn when_the_daemon_reports_ready_its_socket_answers() {
     let home = Home::new();
-    let mut daemon = home.start();
+    let mut command = home.command();
+    command.args(["--log-level", "info,berth::server=debug"]);
+    let mut daemon = home.start_by(command);
     let version = version(&home.socket()).await;
     assert_eq!(
         (
@@ -153,8 +155,8 @@ async fn when_the_daemon_reports_ready_its_socket_answers() {
     assert!(daemon.next_message().contains("STOPPING=1"));
     assert!(daemon.wait_for_exit().success(), "{}", home.log());
     assert!(!home.socket().exists());
-    let credentials = format!("pid={} uid=0 gid=0", std::process::id());
-    assert!(home.log().contains(&credentials), "{}", home.log());
+    let client = format!("client connected pid={} uid=0 gid=0", std::process::id());
+    assert!(home.log().contains(&client), "{}", home.log());
 }
 
 #[tokio::test]

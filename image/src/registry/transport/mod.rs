@@ -1,7 +1,7 @@
 //! HTTP connections: one pool for each TLS configuration, timeouts for connecting and answering, and
 //! redirects that do not send credentials to another origin (CVE-2020-15157).
 //!
-//! * this file: sends requests and reads answers; [`redirect`]: redirects; [`traced`](mod@traced): traces of requests
+//! * this file: sends requests and reads answers; [`redirect`](mod@redirect): redirects; [`traced`](mod@traced): traces of requests
 
 pub(crate) mod redirect;
 pub(crate) mod traced;
