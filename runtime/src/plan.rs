@@ -9,8 +9,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::restore::RestorePlan;
-
 /// The index of a descriptor among those that came with the message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FdSlot(pub u32);
@@ -203,6 +201,15 @@ pub struct ContainerPlan {
     /// The checkpoint that is restored in place of the command.
     #[serde(default)]
     pub restore: Option<RestorePlan>,
+}
+
+/// The restore of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RestorePlan {
+    /// The helper program.
+    pub program: FdSlot,
+    /// The folder with the checkpoint and the helper's order.
+    pub folder: String,
 }
 
 /// A kind of hook (OCI runtime specification, "POSIX-platform Hooks"), in the order of a container's life.

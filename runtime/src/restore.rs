@@ -4,9 +4,6 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use serde::{Deserialize, Serialize};
-
-use crate::plan::FdSlot;
 use crate::sys;
 use crate::wire::InitFailure;
 use crate::wire::transport::Report;
@@ -16,7 +13,7 @@ use crate::wire::transport::Report;
 pub const PLACE: &str = "/tmp";
 /// The root filesystem of the container.
 pub const ROOT: &str = "/tmp/root";
-/// The folder of [`RestorePlan::folder`].
+/// The folder of `RestorePlan::folder`.
 pub const WORK: &str = "/tmp/work";
 /// The helper program.
 pub const PROGRAM: &str = "/tmp/berth";
@@ -28,15 +25,6 @@ pub const MOUNTS: &str = "/tmp/mounts";
 pub const SOCKET: &str = "/tmp/check.sock";
 /// The folder with the file and the folder that hide paths.
 pub const MASKS: &str = "/tmp/masks";
-
-/// The restore of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RestorePlan {
-    /// The helper program.
-    pub program: FdSlot,
-    /// The folder with the checkpoint and the helper's order.
-    pub folder: String,
-}
 
 /// The socket to the keeper in the helper program.
 #[derive(Debug)]
