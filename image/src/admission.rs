@@ -85,6 +85,7 @@ mod tests {
             pinned: false,
             artifact: false,
             manifests: vec![digest.clone()],
+            checkpoint: false,
         };
         let of = |name: &str| references(&image, name).iter().map(Reference::to_string).collect::<Vec<_>>();
         assert_eq!(of("b"), ["docker.io/library/b:latest"]);

@@ -28,6 +28,8 @@ pub struct Image {
     /// The manifests by which it was pulled or loaded: that of the image, and those of the indexes that lead
     /// to it.
     pub manifests: Vec<Digest>,
+    /// It contains the checkpoint of a container.
+    pub checkpoint: bool,
 }
 
 /// An image that is mounted in a container.

@@ -30,6 +30,20 @@ struct Document {
     manifests: Option<Bounded<Descriptor, MAX_ENTRIES>>,
     config: Option<Descriptor>,
     layers: Option<Bounded<Descriptor, MAX_LAYERS>>,
+    #[serde(default)]
+    annotations: Option<CheckpointMarks>,
+}
+
+/// The annotations that mark an image with the checkpoint of a container. Only their presence counts.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct CheckpointMarks {
+    /// CRI-O, and containerd up to 2.0.
+    #[serde(rename = "io.kubernetes.cri-o.annotations.checkpoint.name")]
+    crio: Option<IgnoredAny>,
+    /// Kubernetes and newer tools.
+    #[serde(rename = "org.criu.checkpoint.container.name")]
+    criu: Option<IgnoredAny>,
 }
 
 /// A parsed manifest or index.
@@ -52,6 +66,8 @@ pub(crate) struct ArtifactManifest {
 pub(crate) struct ImageManifest {
     pub(crate) config: Descriptor,
     pub(crate) layers: Vec<Descriptor>,
+    /// Whether it contains the checkpoint of a container.
+    pub(crate) checkpoint: bool,
 }
 
 impl Manifest {
@@ -114,7 +130,9 @@ impl Document {
 
     fn image(self, what: &str) -> Result<ImageManifest, Error> {
         let missing = |field: &str| Error::corrupt(what, format!("missing {field}"));
+        let marks = self.annotations.unwrap_or_default();
         Ok(ImageManifest {
+            checkpoint: marks.crio.is_some() || marks.criu.is_some(),
             config: self.config.ok_or_else(|| missing("config"))?,
             layers: self.layers.ok_or_else(|| missing("layers"))?.all(what, "layers")?,
         })
@@ -341,6 +359,12 @@ mod tests {
             json!({ "org.opencontainers.image.title": "t", "other": { "x": [1] } });
         value["annotations"] = json!({ "io.kubernetes.cri-o.Log": "/etc/passwd" });
         let Manifest::Image(parsed) = parse(&value, None).unwrap() else { panic!("no image") };
+        assert!(!parsed.checkpoint);
+        for name in ["io.kubernetes.cri-o.annotations.checkpoint.name", "org.criu.checkpoint.container.name"]
+        {
+            let marked = parse(&with("annotations", json!({ name: "web" })), None).unwrap();
+            assert!(matches!(marked, Manifest::Image(ImageManifest { checkpoint: true, .. })), "{name}");
+        }
         assert_eq!(*parsed.layers[0].annotations, Annotations::default());
         let title = Annotations { title: Some("t".to_owned()), ..Annotations::default() };
         assert_eq!(*parsed.config.annotations, title);

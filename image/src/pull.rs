@@ -137,7 +137,8 @@ impl Pull {
             Some(file) => policy::check_pull(file, &repository, &self.reference, &resolved.digests).await?,
             None => Vec::new(),
         };
-        let names = Names { verified, ..Names::pulled(&self.reference, resolved.digests) };
+        let checkpoint = matches!(&resolved.content, Content::Image(manifest) if manifest.checkpoint);
+        let names = Names { verified, checkpoint, ..Names::pulled(&self.reference, resolved.digests) };
         if let Some(image) = self.inner.name_image(&id, names.clone(), resolved.size).await? {
             tracing::info!(image = %image.id, reference = %self.reference, "image is already in the store");
             return Ok(image);

@@ -13,7 +13,7 @@ use crate::wire::transport::Report;
 pub const PLACE: &str = "/tmp";
 /// The root filesystem of the container.
 pub const ROOT: &str = "/tmp/root";
-/// The folder of [`crate::plan::RestorePlan::folder`].
+/// The folder of `RestorePlan::folder`.
 pub const WORK: &str = "/tmp/work";
 /// The helper program.
 pub const PROGRAM: &str = "/tmp/berth";

@@ -253,7 +253,7 @@ mod tests {
         let mut builder = tar::Builder::new(File::create(path).unwrap());
         for (name, content) in entries {
             let mut header = tar::Header::new_gnu();
-            header.set_size(content.len() as u64);
+            header.set_size(u64::try_from(content.len()).unwrap());
             header.set_mode(0o644);
             builder.append_data(&mut header, name, content.as_bytes()).unwrap();
         }
@@ -319,7 +319,7 @@ mod tests {
         symlink(parent.path().join("secret"), layer.join("rootfs-diff.tar")).unwrap();
         symlink(parent.path().join("secret"), layer.join("checkpoint/core-1.img")).unwrap();
         let received = ReceivedCheckpoint::of_container(parent.path());
-        received.copy_layers("x", &[layer.clone()]).unwrap();
+        received.copy_layers("x", std::slice::from_ref(&layer)).unwrap();
         assert!(received.changes().unwrap().is_none());
         assert_eq!(fs::read_dir(received.images()).unwrap().count(), 2);
         fs::remove_dir_all(layer.join("checkpoint")).unwrap();

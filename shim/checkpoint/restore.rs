@@ -125,7 +125,7 @@ fn restore() -> Result<(), String> {
     let work = work();
     let order = RestoreOrder::read(&work)?;
     let descriptors =
-        Descriptors::open(&order).map_err(|error| format!("failed to open its streams: {error}"))?;
+        InheritedDescriptors::open(&order).map_err(|error| format!("failed to open its streams: {error}"))?;
     let facts = facts(&order, &descriptors);
     let shared = inventory::share_namespaces(&work.images());
     shared.map_err(|error| format!("failed to read its namespaces: {error}"))?;
@@ -143,13 +143,13 @@ fn restore() -> Result<(), String> {
 }
 
 /// Descriptors that CRIU inherits.
-struct Descriptors {
+struct InheritedDescriptors {
     streams: [OwnedFd; 3],
     network: OwnedFd,
     pids: Option<OwnedFd>,
 }
 
-impl Descriptors {
+impl InheritedDescriptors {
     fn open(order: &RestoreOrder) -> io::Result<Self> {
         let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
         let [stdin, stdout, stderr] = streams.map(|stream| rustix::io::fcntl_dupfd_cloexec(stream, 10));
@@ -193,7 +193,7 @@ fn leave_pids() -> io::Result<OwnedFd> {
     Ok(pids.into())
 }
 
-fn facts(order: &RestoreOrder, descriptors: &Descriptors) -> RestoreFacts {
+fn facts(order: &RestoreOrder, descriptors: &InheritedDescriptors) -> RestoreFacts {
     let number = |fd: &OwnedFd| fd.as_raw_fd();
     let streams = order.streams.iter().zip(&descriptors.streams);
     // Others, such as the null device, are opened again by their paths.

@@ -186,12 +186,18 @@ impl ContainerBuilder {
 
     /// Copies the checkpoint that the container is restored from, if the image of the request is one.
     async fn receive_checkpoint(&mut self) -> Result<Option<Restore>, CriError> {
-        if !restore::is_archive(&self.config) {
-            return Ok(None);
-        }
+        let source = match restore::archive(&self.config) {
+            Some(path) => RestoreSource::Archive(path),
+            None => {
+                let image = self.image()?;
+                if !image.checkpoint {
+                    return Ok(None);
+                }
+                self.check_policy(&image, None).await?;
+                RestoreSource::Image(image)
+            }
+        };
         self.progress.step("checkpoint");
-        let path = self.config.image.clone().unwrap_or_default().image;
-        let source = RestoreSource::Archive(path.into());
         let folder = self.daemon.pods.folders.container(&self.id);
         self.undo_folder(&folder);
         let criu = self.daemon.config.criu_path.clone();

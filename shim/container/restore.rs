@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use berth_image::{Image, ImageStore};
 use berth_proto::v1::ContainerConfig;
-use berth_runtime::plan::FdSlot;
-use berth_runtime::plan::RestorePlan;
+use berth_runtime::plan::{FdSlot, RestorePlan};
 use berth_runtime::wire::{InitFailure, Step};
 
 use super::assemble::Assembled;
@@ -38,9 +37,10 @@ pub(super) struct Restore {
     pub(super) image_name: String,
 }
 
-/// Whether the image of a request is the path of an archive.
-pub(super) fn is_archive(config: &ContainerConfig) -> bool {
-    config.image.as_ref().is_some_and(|image| image.image.starts_with('/'))
+/// Returns the path of the archive, if the image of a request is one.
+pub(super) fn archive(config: &ContainerConfig) -> Option<PathBuf> {
+    let image = config.image.as_ref()?;
+    image.image.starts_with('/').then(|| image.image.clone().into())
 }
 
 /// The source of a checkpoint.
@@ -48,6 +48,8 @@ pub(super) fn is_archive(config: &ContainerConfig) -> bool {
 pub(super) enum RestoreSource {
     /// An archive on this host.
     Archive(PathBuf),
+    /// An image in the store.
+    Image(Arc<Image>),
 }
 
 /// Copies a checkpoint to the folder of the new container, and finds the image that it needs.
@@ -66,10 +68,15 @@ pub(super) async fn receive(
     check(pod, config)?;
     let criu = blocking(move || criu::find(configured.as_deref(), kernel_version())).await?;
     let checkpoint = ReceivedCheckpoint::of_container(folder);
-    let copied = checkpoint.clone();
+    let (copied, store) = (checkpoint.clone(), images.clone());
     let described = blocking(move || {
         match source {
             RestoreSource::Archive(path) => copied.copy_archive(&path)?,
+            RestoreSource::Image(image) => {
+                let _held = store.hold(&image, "restore")?;
+                let layers = store.layer_folders(&image).unwrap_or_default();
+                copied.copy_layers(&image.id.to_string(), &layers)?;
+            }
         }
         copied.image()
     })

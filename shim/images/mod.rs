@@ -235,6 +235,7 @@ mod tests {
             pinned: false,
             artifact: false,
             manifests: Vec::new(),
+            checkpoint: false,
         };
         let named = |name: &str, by_user: &str| ImageSpec {
             image: name.to_owned(),

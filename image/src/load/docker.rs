@@ -65,6 +65,7 @@ pub(super) fn resolve(source: &Source, config: &str, layers: &[String]) -> Resul
         config_bytes,
         content: ArchiveContent::Image(stored),
         manifests: Vec::new(),
+        checkpoint: false,
         size,
         platform_checked: false,
     })

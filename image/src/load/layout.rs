@@ -110,6 +110,7 @@ pub(super) fn resolve(
                 return Ok(ArchivedImage {
                     config_bytes: bytes,
                     id: entry.digest,
+                    checkpoint: false,
                     content,
                     manifests,
                     size,
@@ -120,13 +121,22 @@ pub(super) fn resolve(
             Manifest::Image(manifest) => {
                 let size = manifest.content_size().saturating_add(entry.size);
                 let config_bytes = blob(source, &manifest.config, MAX_CONFIG)?;
+                let checkpoint = manifest.checkpoint;
                 let layers = manifest
                     .layers
                     .into_iter()
                     .map(|layer| Stored { member: member(&layer.digest), blob: Some(layer) });
                 let content = ArchiveContent::Image(layers.collect());
                 let id = manifest.config.digest;
-                return Ok(ArchivedImage { config_bytes, id, content, manifests, size, platform_checked });
+                return Ok(ArchivedImage {
+                    checkpoint,
+                    config_bytes,
+                    id,
+                    content,
+                    manifests,
+                    size,
+                    platform_checked,
+                });
             }
         }
     }

@@ -96,6 +96,8 @@ struct ArchivedImage {
     size: u64,
     /// An index specifies that the image is for this platform.
     platform_checked: bool,
+    /// Its manifest marks it as the checkpoint of a container.
+    checkpoint: bool,
 }
 
 #[derive(Debug)]
@@ -159,6 +161,7 @@ impl Loading {
         let image = blocking("read an archive", move || read_image(&source, &inner, &place)).await?;
         let names =
             Names { origins: self.origin.iter().cloned().collect(), ..names(&tags, &image.manifests) };
+        let names = Names { checkpoint: image.checkpoint, ..names };
         if let Some(image) = self.inner.name_image(&image.id, names.clone(), image.size).await? {
             return Ok(image);
         }

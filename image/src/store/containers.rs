@@ -162,7 +162,7 @@ impl Inner {
     }
 
     /// Returns an image and its folders, the topmost first. There is at least one folder.
-    fn lower(&self, index: &Index, id: &Digest) -> Option<(Arc<Image>, Vec<PathBuf>)> {
+    pub(super) fn lower(&self, index: &Index, id: &Digest) -> Option<(Arc<Image>, Vec<PathBuf>)> {
         let entry = index.entry(id)?;
         let mut lower: Vec<PathBuf> =
             entry.record.layers.iter().rev().map(|key| self.folders.layer_fs(key)).collect();

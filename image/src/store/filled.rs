@@ -19,6 +19,12 @@ use crate::unpack::{self, Budget, TreePath};
 const WHAT: &str = "rootfs-diff.tar";
 
 impl ImageStore {
+    /// Returns the folders of an image's layers, the topmost first. The caller holds the image ([`Self::hold`]).
+    #[must_use]
+    pub fn layer_folders(&self, image: &crate::Image) -> Option<Vec<PathBuf>> {
+        self.inner.lower(&self.inner.index(), &image.id).map(|(_, folders)| folders)
+    }
+
     /// Fills a container's new writable layer: removes paths of the image, then unpacks an archive. The archive and the paths
     /// are untrusted; the limits are those of an image.
     ///
@@ -134,6 +140,7 @@ mod tests {
                 pinned: false,
                 artifact: false,
                 manifests: Vec::new(),
+                checkpoint: false,
             }),
             volumes: Vec::new(),
         }

@@ -13,6 +13,8 @@ pub(crate) struct Names {
     pub(crate) verified: Vec<String>,
     /// The archives that it was loaded from.
     pub(crate) origins: Vec<String>,
+    /// A manifest marks it as the checkpoint of a container.
+    pub(crate) checkpoint: bool,
 }
 
 impl Names {

@@ -35,6 +35,9 @@ pub(crate) struct ImageRecord {
     /// The archives that it was loaded from, as transport and path.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub(crate) origins: BTreeSet<String>,
+    /// A manifest marks it as the checkpoint of a container.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) checkpoint: bool,
     /// It was removed, and is kept only for the containers that use it.
     #[serde(default)]
     pub(crate) removed: bool,
@@ -63,6 +66,7 @@ impl ImageRecord {
             layers: Vec::new(),
             verified: BTreeSet::new(),
             origins: BTreeSet::new(),
+            checkpoint: false,
             removed: false,
             synced: false,
             change: 0,
@@ -76,6 +80,7 @@ impl ImageRecord {
         add_bounded(&mut self.manifests, names.manifests);
         add_bounded(&mut self.verified, names.verified);
         add_bounded(&mut self.origins, names.origins);
+        self.checkpoint |= names.checkpoint;
     }
 
     /// Returns the public form of the image.
@@ -90,6 +95,7 @@ impl ImageRecord {
             pinned,
             artifact: self.is_artifact(),
             manifests: self.manifests.iter().cloned().collect(),
+            checkpoint: self.checkpoint,
         })
     }
 

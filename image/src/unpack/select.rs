@@ -64,7 +64,7 @@ mod tests {
             let mut header = Header::new_gnu();
             header.as_gnu_mut().unwrap().name[..name.len()].copy_from_slice(name.as_bytes());
             header.set_entry_type(*kind);
-            header.set_size(content.len() as u64);
+            header.set_size(u64::try_from(content.len()).unwrap());
             header.set_mode(0o644);
             header.set_cksum();
             builder.append(&header, content.as_bytes()).unwrap();

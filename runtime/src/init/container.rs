@@ -6,7 +6,6 @@ use super::last::{self, FinalSteps};
 use super::masks::Masks;
 use super::mounts::{self, PodMounts};
 use super::process::{self, Streams};
-use super::restore;
 use super::seccomp;
 use super::{At, Descriptors, Gate, HOOKED, StepResult};
 use crate::hooks;
@@ -58,11 +57,7 @@ pub fn run(start: ContainerStart<'_>) -> ! {
     // The container must not be able to inspect this process (ptrace(2), PTRACE_MODE checks).
     drop(security::set_dumpable(false));
     start.gate.enter(&start.plan.cgroup, start.descriptors);
-    let prepared = match &start.plan.restore {
-        Some(plan) => restore::prepare(&start, plan),
-        None => prepare(&start),
-    };
-    match prepared {
+    match prepare(&start) {
         Ok(program) => last::run(start.gate, start.single, program),
         Err(failure) => start.gate.fail(failure),
     }

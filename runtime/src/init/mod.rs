@@ -20,7 +20,7 @@ mod masks;
 mod mounts;
 mod peers;
 mod process;
-mod restore;
+pub mod restore;
 pub mod sandbox;
 mod seccomp;
 mod users;

@@ -11,20 +11,29 @@ use super::masks::Masks;
 use super::mounts::{self, MountSource};
 use super::{At, StepResult, process};
 use crate::path::Root;
-use crate::plan::RestorePlan;
-use crate::plan::{MountKind, MountOp, ProcessPlan};
+use crate::plan::{MountKind, MountOp, ProcessPlan, RestorePlan};
 use crate::restore;
 use crate::sys::keys;
 use crate::sys::mount::{self, ATTR_NODEV, ATTR_NOSUID, ATTR_RDONLY, FsContext};
 use crate::sys::namespaces::{self, Namespaces};
 use crate::sys::program::Program;
-use crate::sys::{self, Context};
+use crate::sys::{self, Context, security};
 use crate::wire::Step;
 
 /// The folders in which CRIU finds the programs that it needs.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub(super) fn prepare(start: &ContainerStart<'_>, restore: &RestorePlan) -> StepResult<Program> {
+/// Executes the helper program. The process ends by exec, or after it has reported a failure.
+pub fn run(start: ContainerStart<'_>, restore: &RestorePlan) -> ! {
+    drop(security::set_dumpable(false));
+    start.gate.enter(&start.plan.cgroup, start.descriptors);
+    match prepare(&start, restore) {
+        Ok(program) => last::run(start.gate, start.single, program),
+        Err(failure) => start.gate.fail(failure),
+    }
+}
+
+fn prepare(start: &ContainerStart<'_>, restore: &RestorePlan) -> StepResult<Program> {
     let ContainerStart { plan, descriptors, joined, .. } = start;
     rustix::process::umask(Mode::from_raw_mode(0o022));
     // The restored processes inherit it.

@@ -22,7 +22,7 @@ const ALWAYS_ANSWER: [&str; 8] =
 
 /// A mount of a process.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct SeenMount {
+struct FilesystemMount {
     /// The number of the filesystem, such as `0:52`. Mounts with the same number are one filesystem.
     device: String,
     point: String,
@@ -67,21 +67,21 @@ fn ask(pid: i32, point: &str) -> Result<(), String> {
 }
 
 /// Parses mountinfo (proc_pid_mountinfo(5)): one mount of each filesystem that may hang.
-fn filesystems(mountinfo: &str) -> Vec<SeenMount> {
+fn filesystems(mountinfo: &str) -> Vec<FilesystemMount> {
     let mut known = BTreeSet::new();
-    let mounts = mountinfo.lines().filter_map(seen_mount);
+    let mounts = mountinfo.lines().filter_map(filesystem_mount);
     let may_hang = mounts.filter(|mount| !ALWAYS_ANSWER.contains(&mount.kind.as_str()));
     may_hang.filter(|mount| known.insert(mount.device.clone())).take(MAX_FILESYSTEMS).collect()
 }
 
-fn seen_mount(line: &str) -> Option<SeenMount> {
+fn filesystem_mount(line: &str) -> Option<FilesystemMount> {
     let (first, second) = line.split_once(" - ")?;
     let mut fields = first.split(' ').skip(2);
     let (device, _root, point) = (fields.next()?, fields.next()?, fields.next()?);
     let mut of_filesystem = second.split(' ');
     let (kind, source) = (of_filesystem.next()?, of_filesystem.next()?);
     let [device, kind, source] = [device, kind, source].map(str::to_owned);
-    Some(SeenMount { device, point: unescape(point), kind, source })
+    Some(FilesystemMount { device, point: unescape(point), kind, source })
 }
 
 /// Decodes the characters that the kernel writes as octal numbers: space, tab, newline and backslash.
@@ -91,8 +91,8 @@ fn unescape(field: &str) -> String {
         .fold(field.to_owned(), |text, (escaped, plain)| text.replace(escaped, plain))
 }
 
-fn describe(mount: &SeenMount) -> String {
-    let SeenMount { point, kind, source, .. } = mount;
+fn describe(mount: &FilesystemMount) -> String {
+    let FilesystemMount { point, kind, source, .. } = mount;
     berth_image::printable(&format!("{point} ({kind} of {source})"), 300)
 }
 

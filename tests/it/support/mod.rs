@@ -185,6 +185,11 @@ impl Berth {
     pub async fn load_image(&mut self) {
         let archive = self.path("image.tar");
         image::write_archive(&archive, IMAGE);
+        self.load_archive(&archive).await;
+    }
+
+    /// Loads an archive as `berth load` does.
+    pub async fn load_archive(&mut self, archive: &Path) {
         let channel = connect(&self.path("run/berth.sock")).await.unwrap();
         let path = archive.display().to_string();
         AdminClient::new(channel).load_image(LoadImageRequest { path }).await.unwrap();

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use berth_runtime::init::container::{self, JoinTargets};
-use berth_runtime::init::{Descriptors, Streams};
+use berth_runtime::init::{Descriptors, Streams, restore};
 use berth_runtime::plan::{ContainerPlan, FdSlot, PidNamespace};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys::keys::KeyringName;
@@ -86,16 +86,12 @@ impl Container {
         let child = spawn(options, |gate, single| {
             let streams = Streams { stdin, stdout, stderr };
             let keyring = &keyring;
-            container::run(container::ContainerStart {
-                plan,
-                descriptors,
-                joined,
-                keyring,
-                proc,
-                streams,
-                gate,
-                single,
-            })
+            let start =
+                container::ContainerStart { plan, descriptors, joined, keyring, proc, streams, gate, single };
+            match &plan.restore {
+                Some(checkpoint) => restore::run(start, checkpoint),
+                None => container::run(start),
+            }
         })?;
         Ok(Self {
             child,
