@@ -157,7 +157,7 @@ async fn files_are_those_of_the_checkpoint_and_mounts_those_of_the_request() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// What a checkpoint contains does not give a container more than its request.
+/// A checkpoint with more rights than the request is not restored.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_gives_no_rights_that_the_request_does_not_have() {
     let mut berth = start().await;
