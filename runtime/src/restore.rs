@@ -1,4 +1,4 @@
-//! The restore of a checkpoint. The first process of the container prepares a place in a mount namespace of its own, and
+//! The restore of a checkpoint. The first process of the container prepares a place in a private mount namespace, and
 //! executes a helper program there in the place of the container's command. The helper has CRIU restore the processes, and
 //! reports the first of them, which takes the place of the helper.
 

@@ -55,7 +55,7 @@ impl ThreadStatus {
     /// Checks a thread against the plan of the container.
     ///
     /// # Errors
-    /// What it has and must not have, or lacks.
+    /// The attribute that it must not have, or lacks.
     pub fn check(&self, plan: &ContainerPlan) -> Result<(), String> {
         let process = &plan.process;
         let limit = process.capabilities.bounding;

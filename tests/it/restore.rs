@@ -157,7 +157,7 @@ async fn files_are_those_of_the_checkpoint_and_mounts_those_of_the_request() {
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
-/// What a checkpoint contains does not give a container more than its request.
+/// A checkpoint with more rights than the request is not restored.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_checkpoint_gives_no_rights_that_the_request_does_not_have() {
     let mut berth = start().await;
@@ -423,5 +423,61 @@ async fn an_image_of_a_checkpoint_is_restored() {
         berth.stop_pod(&pod).await;
         berth.remove_pod(&pod).await;
     }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+/// A program with several threads, timers and a channel between them.
+const THREADS: &str = r#"package main
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"time"
+)
+
+func main() {
+	results := make(chan int)
+	for worker := 0; worker < 4; worker++ {
+		go func() {
+			runtime.LockOSThread()
+			for n := 1; ; n++ {
+				time.Sleep(20 * time.Millisecond)
+				results <- n
+			}
+		}()
+	}
+	ticker := time.NewTicker(50 * time.Millisecond)
+	sum := 0
+	for {
+		select {
+		case <-results:
+			sum++
+		case <-ticker.C:
+			os.WriteFile("/tmp/counter.new", []byte(fmt.Sprint(sum)), 0o644)
+			os.Rename("/tmp/counter.new", "/tmp/counter")
+		}
+	}
+}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_go_program_with_threads_goes_on() {
+    let mut berth = start().await;
+    let folder = berth.path("go");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("main.go"), THREADS).unwrap();
+    let mut go = std::process::Command::new("go");
+    let go = go.args(["build", "-o", "threads", "main.go"]).current_dir(&folder).env("CGO_ENABLED", "0");
+    assert!(go.env("GO111MODULE", "off").status().unwrap().success());
+    let mut config = private_pids(super::support::container("go", &["/go/threads"]));
+    let host_path = folder.display().to_string();
+    config.mounts = vec![Mount { container_path: "/go".into(), host_path, ..Mount::default() }];
+    let path = checkpointed_counter(&mut berth, config.clone()).await;
+    let pod = berth.run_pod(berth.pod_config("other")).await;
+    let id = restore(&mut berth, &pod, &path, config).await.unwrap();
+    assert_goes_on(&mut berth, &id).await;
+    let threads: u32 = berth.sh(&id, "ls /proc/1/task | wc -l").await.parse().unwrap();
+    assert!(threads > 4, "{threads}");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
