@@ -136,13 +136,13 @@ pub(crate) enum Change {
 }
 
 impl Change {
-    /// Parses the changes of received messages. `wanted` selects links by index. Other links are reported only if they are ports of
+    /// Parses the changes of received messages. `is_selected` selects links by index. Other links are reported only if they are ports of
     /// pods, or gone.
-    pub(crate) fn all(datagram: &[u8], wanted: impl Fn(u32) -> bool) -> Vec<Self> {
-        messages(datagram).filter_map(|message| Self::of(&message, &wanted)).collect()
+    pub(crate) fn all(datagram: &[u8], is_selected: impl Fn(u32) -> bool) -> Vec<Self> {
+        messages(datagram).filter_map(|message| Self::of(&message, &is_selected)).collect()
     }
 
-    fn of(message: &RawMessage<'_>, wanted: &impl Fn(u32) -> bool) -> Option<Self> {
+    fn of(message: &RawMessage<'_>, is_selected: &impl Fn(u32) -> bool) -> Option<Self> {
         // linux/rtnetlink.h.
         const RTM_NEWLINK: u16 = 16;
         const RTM_DELLINK: u16 = 17;
@@ -162,8 +162,8 @@ impl Change {
             return None;
         }
         match kind {
-            RTM_NEWLINK if !wanted(index) => port(index, body),
-            RTM_DELADDR if !wanted(index) => None,
+            RTM_NEWLINK if !is_selected(index) => port(index, body),
+            RTM_DELADDR if !is_selected(index) => None,
             RTM_DELLINK => Some(Self::LinkGone(index)),
             RTM_DELADDR => Some(Self::AddressGone(index)),
             _ => match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message.whole).ok()?.payload {

@@ -62,12 +62,12 @@ mod tests {
     #[test]
     fn a_cgroup_is_found_by_its_last_component_at_any_depth() {
         let root = tempfile::tempdir().unwrap();
-        for folder in ["a/b/wanted/below", "wanted", "a/wanted.x", "c"] {
+        for folder in ["a/b/pod/below", "pod", "a/pod.x", "c"] {
             fs::create_dir_all(root.path().join(folder)).unwrap();
         }
-        fs::write(root.path().join("c/wanted"), "a file").unwrap();
-        let mut found = folders_of(root.path(), |folder| folder.ends_with("wanted"));
+        fs::write(root.path().join("c/pod"), "a file").unwrap();
+        let mut found = folders_of(root.path(), |folder| folder.ends_with("pod"));
         found.sort();
-        assert_eq!(found, [root.path().join("a/b/wanted"), root.path().join("wanted")]);
+        assert_eq!(found, [root.path().join("a/b/pod"), root.path().join("pod")]);
     }
 }
