@@ -117,3 +117,16 @@ fn paths_and_anchors_are_found_in_text() {
     assert!(leads(&top().join("README.md"), "docs/architecture.md#the-network"));
     assert!(!leads(&top().join("README.md"), "docs/architecture.md#no-such-heading"));
 }
+
+/// A file that no module declaration names is not compiled, and its tests do not run.
+#[test]
+fn every_file_of_the_integration_tests_is_a_module() {
+    let folder = top().join("tests/it");
+    let main = fs::read_to_string(folder.join("main.rs")).unwrap();
+    let names = fs::read_dir(&folder).unwrap().flatten().filter_map(|entry| {
+        let path = entry.path();
+        path.file_stem().map(|name| name.to_string_lossy().into_owned()).filter(|name| name != "main")
+    });
+    let missing: Vec<_> = names.filter(|name| !main.contains(&format!("mod {name};"))).collect();
+    assert!(missing.is_empty(), "not in main.rs: {missing:?}");
+}

@@ -52,6 +52,7 @@ mod pods;
 mod power_cuts;
 mod prometheus;
 mod registry;
+mod resources;
 mod restart;
 mod restore;
 mod seccomp;
