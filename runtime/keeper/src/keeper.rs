@@ -32,7 +32,7 @@ pub(crate) struct Keeper {
     pause: Option<Pause>,
     containers: Containers,
     execs: Execs,
-    /// Whether memory of a large call is free.
+    /// Whether the memory of a large call is free: a container or an exec has started.
     has_free_memory: bool,
     shutting_down: bool,
 }
@@ -88,7 +88,7 @@ impl Keeper {
     }
 
     fn on_event(&mut self, source: EventSource, flags: EventFlags) {
-        let Self { services, containers, execs, .. } = self;
+        let Self { services, containers, execs, has_free_memory, .. } = self;
         match source {
             EventSource::Listener => services.connections.on_listener(&mut services.watch),
             EventSource::Connection(id) => {
@@ -102,7 +102,10 @@ impl Keeper {
                     pause.on_gate(services);
                 }
             }
-            EventSource::ExecGate(id) => drop(execs.on_gate(&id, services)),
+            EventSource::ExecGate(id) => {
+                drop(execs.on_gate(&id, services));
+                *has_free_memory = true;
+            }
             EventSource::Writer => {
                 services.writer.on_event(&mut services.watch);
                 containers.on_writer(services);
@@ -111,6 +114,8 @@ impl Keeper {
                 containers.on_event(&id, services, |container, services| {
                     container.on_gate(services);
                 });
+                // Not before the start: the memory is needed again for it.
+                *has_free_memory |= containers.running(&id).is_ok();
             }
             EventSource::Hooks(id) => containers.on_event(&id, services, Container::on_hooks),
             EventSource::Input(id) => containers.on_event(&id, services, Container::on_input),
@@ -128,7 +133,6 @@ impl Keeper {
 
     fn on_call(&mut self, incoming: IncomingCall) {
         let IncomingCall { origin, call, descriptors } = incoming;
-        self.has_free_memory |= matches!(call, Call::Sandbox(_) | Call::Create { .. } | Call::Exec { .. });
         match self.call(origin, call, descriptors) {
             Ok(None) => {}
             Ok(Some(outcome)) => self.services.answer(origin, Ok(outcome)),
