@@ -297,7 +297,8 @@ async fn a_removal_does_not_wait_for_a_poststart_hook_that_hangs() {
     lab.until_order(&["poststart"]).await;
     tokio::time::timeout(PATIENCE, lab.remove(&id)).await.expect("the removal waits for the hook");
     assert_eq!(lab.order(), ["poststart", "poststop"]);
-    assert!(tokio::time::timeout(PATIENCE, start).await.unwrap().unwrap().is_err());
+    // The command ran before it was removed, so the start can succeed or fail. It must not hang.
+    let _started_or_not = tokio::time::timeout(PATIENCE, start).await.expect("the start hangs").unwrap();
     assert_eq!(lab.berth.clean().await, Vec::<String>::new());
 }
 
