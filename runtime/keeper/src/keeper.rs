@@ -102,10 +102,7 @@ impl Keeper {
                     pause.on_gate(services);
                 }
             }
-            EventSource::ExecGate(id) => {
-                drop(execs.on_gate(&id, services));
-                *has_free_memory = true;
-            }
+            EventSource::ExecGate(id) => *has_free_memory |= execs.on_gate(&id, services),
             EventSource::Writer => {
                 services.writer.on_event(&mut services.watch);
                 containers.on_writer(services);
