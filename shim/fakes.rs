@@ -232,6 +232,7 @@ impl FakeNode {
             user: RecordedUser::default(),
             resources: None,
             update_annotations: BTreeMap::new(),
+            restores: false,
             image: None,
             state,
         }

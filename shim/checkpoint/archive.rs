@@ -8,8 +8,9 @@ use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, linkat, openat};
 
+use super::folder::IMAGES;
 use super::metadata::{CONFIG_DUMP, SPEC_DUMP, STATUS, STATUS_DUMP};
-use super::work::{CheckpointWork, DELETED_FILES, DUMP_LOG, DUMP_STATISTICS, IMAGES, ROOTFS_DIFF};
+use super::work::{CheckpointWork, DELETED_FILES, DUMP_LOG, DUMP_STATISTICS, ROOTFS_DIFF};
 use crate::error::CriError;
 
 /// The files of an archive. Tools read the small ones first.

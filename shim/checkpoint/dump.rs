@@ -15,7 +15,7 @@ use tokio::io::AsyncWriteExt as _;
 
 use super::arguments::{self, DumpFacts};
 use super::mounts;
-use super::work::{CheckpointWork, DELETED_FILES, DUMP_LOG, IMAGES, ROOTFS_DIFF};
+use super::work::{CheckpointWork, DELETED_FILES, DUMP_LOG, ROOTFS_DIFF};
 
 /// The hidden command of berth that runs the helper.
 pub const COMMAND: &str = "checkpoint-dump";
@@ -181,11 +181,11 @@ fn write_descriptors(pid: i32, work: &CheckpointWork) -> io::Result<()> {
         Err(_) => "/dev/null".to_owned(),
     });
     let names: Vec<String> = names.collect();
-    fs::write(work.folder().join(IMAGES).join(DESCRIPTORS), serde_json::to_vec(&names)?)
+    fs::write(work.images().join(DESCRIPTORS), serde_json::to_vec(&names)?)
 }
 
 fn run_criu(order: &DumpOrder, facts: &DumpFacts, work: &CheckpointWork) -> Result<(), String> {
-    let arguments = arguments::dump(facts, &work.file(IMAGES), work.folder());
+    let arguments = arguments::dump(facts, &work.images(), work.path());
     let output = Command::new(&order.criu)
         .args(arguments)
         .current_dir("/")

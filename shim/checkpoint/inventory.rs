@@ -96,13 +96,7 @@ fn fields(mut message: &[u8]) -> Option<Vec<Field<'_>>> {
 }
 
 fn replace_number(message: &[u8], number: u64, value: u32) -> Option<Vec<u8>> {
-    let fields = fields(message)?;
-    let mut changed: Vec<u8> = fields
-        .iter()
-        .filter(|field| field.number != number)
-        .flat_map(|field| field.encoded)
-        .copied()
-        .collect();
+    let mut changed = without(&fields(message)?, number);
     write_number(&mut changed, number << 3);
     write_number(&mut changed, value.into());
     Some(changed)
@@ -116,16 +110,17 @@ fn replace_message(
     let fields = fields(message)?;
     let found = fields.iter().find(|field| field.number == number)?;
     let inner = change(found.content?)?;
-    let mut changed: Vec<u8> = fields
-        .iter()
-        .filter(|field| field.number != number)
-        .flat_map(|field| field.encoded)
-        .copied()
-        .collect();
+    let mut changed = without(&fields, number);
     write_number(&mut changed, number << 3 | 2);
     write_number(&mut changed, u64::try_from(inner.len()).ok()?);
     changed.extend(inner);
     Some(changed)
+}
+
+/// The fields that do not have this number, encoded.
+fn without(fields: &[Field<'_>], number: u64) -> Vec<u8> {
+    let others = fields.iter().filter(|field| field.number != number);
+    others.flat_map(|field| field.encoded).copied().collect()
 }
 
 fn read_number(bytes: &[u8]) -> Option<(u64, &[u8])> {

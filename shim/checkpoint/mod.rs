@@ -4,7 +4,7 @@
 //! * [`criu`]: finds the program CRIU and its version
 //! * [`mounts`]: the mounts that belong to the pod or the host, which a checkpoint only names
 //! * [`arguments`]: the command line of a dump
-//! * [`work`]: the folder in which a checkpoint is assembled
+//! * [`folder`]: a folder with a checkpoint; [`work`]: the one in which a checkpoint is assembled
 //! * [`dump`]: the helper process that freezes a container and dumps it
 //! * [`metadata`]: the descriptions of the container in the archive
 //! * [`archive`]: the archive itself
@@ -18,6 +18,7 @@ pub mod arguments;
 pub mod confinement;
 pub mod criu;
 pub mod dump;
+pub mod folder;
 pub mod images;
 pub mod inventory;
 pub mod metadata;

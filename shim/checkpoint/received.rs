@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read as _};
+use std::ops::Deref;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -10,10 +11,11 @@ use berth_image::{Limits, copy_files};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::folder::{CheckpointFolder, IMAGES};
 use super::metadata::CONFIG_DUMP;
-use super::work::{DELETED_FILES, IMAGES, ROOTFS_DIFF};
+use super::work::{DELETED_FILES, ROOTFS_DIFF};
 use crate::error::CriError;
-use crate::store::file::{self, FileError};
+use crate::store::file;
 
 /// The folder of a restore in the folder of its container.
 const FOLDER: &str = "restore";
@@ -27,7 +29,7 @@ const MOST_IMAGES: usize = 100_000;
 /// The folder with a checkpoint that is being restored. Only root can enter it: it contains the memory of the container.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceivedCheckpoint {
-    folder: PathBuf,
+    folder: CheckpointFolder,
 }
 
 /// The parts of `config.dump` that a restore uses.
@@ -40,49 +42,25 @@ pub struct CheckpointedImage {
     pub rootfs_image_ref: String,
 }
 
+impl Deref for ReceivedCheckpoint {
+    type Target = CheckpointFolder;
+
+    fn deref(&self) -> &CheckpointFolder {
+        &self.folder
+    }
+}
+
 impl ReceivedCheckpoint {
     /// The checkpoint in the folder of a container. It need not exist.
     #[must_use]
     pub fn of_container(folder: &Path) -> Self {
-        Self { folder: folder.join(FOLDER) }
+        Self::at(folder.join(FOLDER))
     }
 
     /// The checkpoint in a folder.
     #[must_use]
     pub fn at(folder: PathBuf) -> Self {
-        Self { folder }
-    }
-
-    /// Returns the folder.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Returns the path of a file in the folder.
-    #[must_use]
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
-    }
-
-    /// Returns the folder of CRIU's images.
-    #[must_use]
-    pub fn images(&self) -> PathBuf {
-        self.file(IMAGES)
-    }
-
-    /// Whether there is a checkpoint.
-    #[must_use]
-    pub fn exists(&self) -> bool {
-        self.folder.exists()
-    }
-
-    /// Removes the folder. It may be missing.
-    ///
-    /// # Errors
-    /// A part cannot be removed.
-    pub fn remove(&self) -> Result<(), FileError> {
-        file::remove_folder(&self.folder)
+        Self { folder: CheckpointFolder::new(folder) }
     }
 
     /// Copies the files of an archive.
@@ -132,7 +110,7 @@ impl ReceivedCheckpoint {
                 let name = folder.join(entry.file_name());
                 let Some(place) = name.to_str().and_then(place_of) else { continue };
                 images += 1;
-                if !entry.file_type()?.is_file() || images > MOST_IMAGES || self.folder.join(&place).exists()
+                if !entry.file_type()?.is_file() || images > MOST_IMAGES || self.path().join(&place).exists()
                 {
                     continue;
                 }
@@ -143,12 +121,12 @@ impl ReceivedCheckpoint {
     }
 
     fn create(&self) -> Result<(), CriError> {
-        file::remove_folder(&self.folder)?;
+        self.remove()?;
         Ok(file::make_private_folder(&self.images())?)
     }
 
     fn new_file(&self, place: &Path) -> io::Result<File> {
-        File::options().write(true).create_new(true).mode(0o600).open(self.folder.join(place))
+        File::options().write(true).create_new(true).mode(0o600).open(self.path().join(place))
     }
 
     fn check(&self, what: &str) -> Result<(), CriError> {
@@ -281,8 +259,8 @@ mod tests {
         archive(&path, &[&COMPLETE[..], &more[..]].concat());
         let received = ReceivedCheckpoint::of_container(parent.path());
         received.copy_archive(&path).unwrap();
-        assert_eq!(fs::metadata(received.folder()).unwrap().mode() & 0o7777, 0o700);
-        assert_eq!(fs::read_dir(received.folder()).unwrap().count(), 3);
+        assert_eq!(fs::metadata(received.path()).unwrap().mode() & 0o7777, 0o700);
+        assert_eq!(fs::read_dir(received.path()).unwrap().count(), 3);
         assert_eq!(fs::read_dir(received.images()).unwrap().count(), 2);
         assert_eq!(received.image().unwrap().rootfs_image_name, "busybox:1");
         assert_eq!(received.removed().unwrap(), ["a"]);

@@ -296,7 +296,7 @@ fn run_criu(
     facts: &RestoreFacts,
     work: &ReceivedCheckpoint,
 ) -> Result<ExitStatus, String> {
-    let arguments = restore_arguments::restore(facts, Path::new(ROOT), &work.images(), work.folder());
+    let arguments = restore_arguments::restore(facts, Path::new(ROOT), &work.images(), work.path());
     Command::new(&order.criu)
         .args(arguments)
         .current_dir("/")

@@ -4,16 +4,16 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Deref;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::folder::CheckpointFolder;
 use crate::error::CriError;
-use crate::store::file::{self, FileError};
+use crate::store::file;
 
-/// The folder of CRIU's images. This name and the next ones are those of containerd, CRI-O and podman.
-pub const IMAGES: &str = "checkpoint";
 /// CRIU's log of a dump.
 pub const DUMP_LOG: &str = "dump.log";
 /// CRIU's statistics of a dump.
@@ -31,32 +31,28 @@ const FROZEN: &str = "frozen";
 /// The work folder of a container's checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointWork {
-    folder: PathBuf,
+    folder: CheckpointFolder,
+}
+
+impl Deref for CheckpointWork {
+    type Target = CheckpointFolder;
+
+    fn deref(&self) -> &CheckpointFolder {
+        &self.folder
+    }
 }
 
 impl CheckpointWork {
     /// The work folder in the folder of a container. It need not exist.
     #[must_use]
     pub fn of_container(folder: &Path) -> Self {
-        Self { folder: folder.join(FOLDER) }
+        Self::at(folder.join(FOLDER))
     }
 
     /// The work folder at a path.
     #[must_use]
     pub fn at(folder: PathBuf) -> Self {
-        Self { folder }
-    }
-
-    /// Returns the folder.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    /// Returns the path of a file in the folder.
-    #[must_use]
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.folder.join(name)
+        Self { folder: CheckpointFolder::new(folder) }
     }
 
     /// Creates the folder, empty except for its lock.
@@ -64,16 +60,10 @@ impl CheckpointWork {
     /// # Errors
     /// An earlier one cannot be removed, or the folder cannot be created.
     pub fn create(&self) -> Result<(), CriError> {
-        file::remove_folder(&self.folder)?;
-        file::make_private_folder(&self.file(IMAGES))?;
+        self.remove()?;
+        file::make_private_folder(&self.images())?;
         let failed = |error| CriError::internal("create the lock of a checkpoint", error);
         File::create(self.file(LOCK)).map(drop).map_err(failed)
-    }
-
-    /// Whether a daemon has left a folder behind.
-    #[must_use]
-    pub fn exists(&self) -> bool {
-        self.folder.exists()
     }
 
     /// Takes the lock, and waits for the helper that holds it. None if the folder has been removed meanwhile.
@@ -101,7 +91,7 @@ impl CheckpointWork {
     /// Records that the container is no longer frozen.
     pub fn clear_frozen(&self) {
         if let Err(error) = fs::remove_file(self.file(FROZEN)) {
-            tracing::warn!(folder = %self.folder.display(), %error, "failed to remove the mark of a frozen container");
+            tracing::warn!(folder = %self.path().display(), %error, "failed to remove the mark of a frozen container");
         }
     }
 
@@ -109,14 +99,6 @@ impl CheckpointWork {
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         self.file(FROZEN).exists()
-    }
-
-    /// Removes the folder with its content. It may be missing.
-    ///
-    /// # Errors
-    /// A part cannot be removed.
-    pub fn remove(&self) -> Result<(), FileError> {
-        file::remove_folder(&self.folder)
     }
 }
 
@@ -148,6 +130,6 @@ mod tests {
         work.mark_frozen().unwrap();
         assert!(work.is_frozen());
         work.create().unwrap();
-        assert!(!work.is_frozen() && work.file(IMAGES).is_dir());
+        assert!(!work.is_frozen() && work.images().is_dir());
     }
 }

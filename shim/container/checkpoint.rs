@@ -170,7 +170,7 @@ impl Checkpoint {
             criu: self.criu.program.clone(),
             pid,
             cgroup,
-            work: work.folder().to_owned(),
+            work: work.path().to_owned(),
             bound: bind_mounts(spec),
             terminal,
             diff: WritableDiff {

@@ -132,13 +132,13 @@ impl ContainerBuilder {
         let pause_pid = self.ready_pod()?;
         let link = self.pod.link().ok_or_else(|| pod_not_ready(&self.pod))?;
         self.warn_about_classes();
-        let restore = self.receive_checkpoint().await?;
         self.progress.step("image");
-        let image = restore.as_ref().map_or_else(|| self.image(), |restore| Ok(restore.image.clone()))?;
+        let source = self.source()?;
+        let (image, restore) = self.receive_checkpoint(source).await?;
         let volumes = self.image_volumes().await?;
         self.progress.step("signature policy");
         self.check_policy(&image, restore.as_ref()).await?;
-        let container = self.write_intent(&image).await?;
+        let container = self.write_intent(&image, restore.is_some()).await?;
         self.progress.step("writable layer");
         let layer = self.make_layer(&image, &volumes).await?;
         if let Some(restore) = &restore {
@@ -184,25 +184,33 @@ impl ContainerBuilder {
         });
     }
 
-    /// Copies the checkpoint that the container is restored from, if the image of the request is one.
-    async fn receive_checkpoint(&mut self) -> Result<Option<Restore>, CriError> {
-        let source = match restore::archive(&self.config) {
-            Some(path) => RestoreSource::Archive(path),
-            None => {
-                let image = self.image()?;
-                if !image.checkpoint {
-                    return Ok(None);
-                }
-                self.check_policy(&image, None).await?;
-                RestoreSource::Image(image)
+    /// Where the files of the container come from.
+    fn source(&self) -> Result<RestoreSource, CriError> {
+        match restore::archive(&self.config) {
+            Some(path) => Ok(RestoreSource::Archive(path)),
+            None => self.image().map(RestoreSource::Image),
+        }
+    }
+
+    /// Returns the image of the container. If the image of the request is a checkpoint, it is copied first, and the image is
+    /// that of the checkpointed container.
+    async fn receive_checkpoint(
+        &mut self,
+        source: RestoreSource,
+    ) -> Result<(Arc<Image>, Option<Restore>), CriError> {
+        if let RestoreSource::Image(image) = &source {
+            if !image.checkpoint {
+                return Ok((image.clone(), None));
             }
-        };
+            self.check_policy(image, None).await?;
+        }
         self.progress.step("checkpoint");
         let folder = self.daemon.pods.folders.container(&self.id);
         self.undo_folder(&folder);
         let criu = self.daemon.config.criu_path.clone();
         let images = &self.daemon.images;
-        restore::receive(images, criu, &self.pod, &self.config, source, &folder).await.map(Some)
+        let restore = restore::receive(images, criu, &self.pod, &self.config, source, &folder).await?;
+        Ok((restore.image.clone(), Some(restore)))
     }
 
     fn undo_folder(&mut self, folder: &Path) {
@@ -230,7 +238,7 @@ impl ContainerBuilder {
         Ok(self.daemon.images.check_policy(image, name).await?)
     }
 
-    async fn write_intent(&mut self, image: &Image) -> Result<Arc<Container>, CriError> {
+    async fn write_intent(&mut self, image: &Image, restores: bool) -> Result<Arc<Container>, CriError> {
         let folder = self.daemon.pods.folders.container(&self.id);
         let pod_cgroup = self.pod.with(|record| record.cgroup.clone());
         let cgroup = self.daemon.cgroups.path_of_container(&pod_cgroup, self.id.as_str())?;
@@ -248,11 +256,14 @@ impl ContainerBuilder {
             user: RecordedUser::default(),
             resources: None,
             update_annotations: BTreeMap::new(),
+            restores,
             image: Some(images::shown(&self.config.image.clone().unwrap_or_default(), image)),
             state: ContainerState::Creating,
         };
         let container = Arc::new(Container::new(record, folder.clone(), self.daemon.pods.records.clone()));
-        self.undo_folder(&folder);
+        if !restores {
+            self.undo_folder(&folder);
+        }
         let written = container.clone();
         blocking(move || {
             file::make_private_folder(&folder)?;

@@ -43,12 +43,12 @@ pub(super) fn archive(config: &ContainerConfig) -> Option<PathBuf> {
     image.image.starts_with('/').then(|| image.image.clone().into())
 }
 
-/// The source of a checkpoint.
+/// The source of a container's files.
 #[derive(Debug)]
 pub(super) enum RestoreSource {
-    /// An archive on this host.
+    /// The archive of a checkpoint on this host.
     Archive(PathBuf),
-    /// An image in the store.
+    /// An image in the store, which may contain a checkpoint.
     Image(Arc<Image>),
 }
 
@@ -135,7 +135,7 @@ impl Restore {
             let program = std::fs::File::open("/proc/self/exe").map_err(failed)?;
             let slot = FdSlot(u32::try_from(assembled.descriptors.len()).unwrap_or(u32::MAX));
             assembled.descriptors.push(program.into());
-            let folder = checkpoint.folder().display().to_string();
+            let folder = checkpoint.path().display().to_string();
             assembled.plan.restore = Some(RestorePlan { program: slot, folder });
             let order = RestoreOrder {
                 criu: criu.program,
@@ -152,7 +152,8 @@ impl Restore {
 
 /// Returns the additional time for the start of a container that is restored.
 pub(super) fn time_of_start(container: &Container) -> Duration {
-    if ReceivedCheckpoint::of_container(container.folder()).exists() { TIME } else { Duration::ZERO }
+    // Not a look at the disk: it may hang, and every start comes here.
+    if container.with(|record| record.restores) { TIME } else { Duration::ZERO }
 }
 
 /// Returns the reason why a restore failed.
@@ -170,7 +171,9 @@ pub(super) async fn explain(container: &Container, failure: &InitFailure) -> Opt
 /// Whether a container that has been started, or has failed to, still has its checkpoint.
 pub(super) fn has_leftover(container: &Container) -> bool {
     let is_over = matches!(container.state(), ContainerState::Running { .. } | ContainerState::Exited(_));
-    is_over && ReceivedCheckpoint::of_container(container.folder()).exists()
+    is_over
+        && container.with(|record| record.restores)
+        && ReceivedCheckpoint::of_container(container.folder()).exists()
 }
 
 /// Removes the checkpoint of a container that has been started, or has failed to.

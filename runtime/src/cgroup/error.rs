@@ -25,7 +25,7 @@ pub enum CgroupError {
     /// A requested limit needs a controller that this host does not have.
     #[error("failed to set {limit}: cgroup controller {controller:?} not found on this host")]
     NoController {
-        /// The limit.
+        /// The name of the limit.
         limit: &'static str,
         /// The controller.
         controller: &'static str,
@@ -71,7 +71,7 @@ pub enum CgroupError {
         key: String,
         /// The value.
         value: String,
-        /// The reason.
+        /// The rule that the value breaks.
         why: &'static str,
     },
     /// Processes in a cgroup are still running after they were killed.

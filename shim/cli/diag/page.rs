@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::section::Section;
 
 /// All about one pod or container.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(in crate::cli) struct Page {
     /// `pod`, `container` or `pod being created`.

@@ -17,7 +17,7 @@ pub(in crate::cli) enum Section<T> {
     Known(T),
     /// Why there is none.
     Unknown {
-        /// The reason.
+        /// Why the part cannot be read.
         #[serde(rename = "notAvailable")]
         reason: String,
     },

@@ -37,7 +37,7 @@ pub enum MergeError {
 pub struct MergedCreation {
     /// The container as the next plugin sees it.
     pub container: Container,
-    /// The changes.
+    /// The changes to this container.
     pub adjustment: ContainerAdjustment,
     /// The plugins that made them.
     pub owners: Ownership,

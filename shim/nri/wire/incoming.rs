@@ -16,9 +16,9 @@ pub(super) const RUNTIME_SERVICE: &str = "nri.pkg.api.v1alpha1.Runtime";
 /// A call of the plugin.
 #[derive(Debug)]
 pub struct IncomingCall {
-    /// The function.
+    /// The name of the function.
     pub method: String,
-    /// The argument.
+    /// The argument, encoded.
     pub payload: Vec<u8>,
     stream: u32,
     output: mpsc::Sender<Vec<u8>>,

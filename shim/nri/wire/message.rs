@@ -26,7 +26,7 @@ pub struct TtrpcRequest {
     /// The name of the function.
     #[prost(string, tag = "2")]
     pub method: String,
-    /// The argument.
+    /// The argument, encoded.
     #[prost(bytes = "vec", tag = "3")]
     pub payload: Vec<u8>,
     /// The time limit of the caller; 0 is none.

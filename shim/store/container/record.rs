@@ -40,6 +40,9 @@ pub struct ContainerRecord {
     /// Annotations that the client sent with its last update of the limits.
     #[serde(default)]
     pub update_annotations: BTreeMap<String, String>,
+    /// Whether its processes are those of a checkpoint.
+    #[serde(default)]
+    pub restores: bool,
     /// The value of `ContainerStatus.image`: the image as the user named it. None if an older daemon created
     /// the container.
     #[serde(default)]

@@ -98,7 +98,7 @@ pub struct Memory {
     pub faults: u64,
     /// Major page faults, which needed I/O.
     pub major_faults: u64,
-    /// The limit.
+    /// The limit of memory. None: unlimited.
     pub limit: Option<u64>,
     /// Memory in swap, if it is accounted.
     pub swap: Option<u64>,

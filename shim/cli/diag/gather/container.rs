@@ -61,17 +61,11 @@ pub(super) async fn page(
         reason: reason(&container),
         pod_id,
         cgroup: container.cgroup.clone(),
-        containers: Vec::new(),
         limits: limits.wait(),
         mounts: mounts.wait(),
         logs: log.into_iter().map(PendingLog::wait).collect(),
         exits,
-        keeper: logs::keeper(&common.description, options),
-        blocked: inspection.blocked,
-        processes: inspection.processes,
-        network: common.network,
-        operations: common.operations,
-        plugins: common.plugins,
+        ..inspection.page(common, options)
     })
 }
 

@@ -3,7 +3,7 @@
 use berth_proto::admin::{ListOperationsResponse, OperationInFlight};
 
 use super::inspection::Inspection;
-use super::{PageOptions, common, logs};
+use super::{PageOptions, common};
 use crate::cli::diag::members::PodFacts;
 use crate::cli::diag::page::Page;
 use crate::cli::diag::section::Section;
@@ -21,28 +21,13 @@ pub(super) async fn page(
     pod.status.id.clone_from(&creates.pod_id);
     let common = common(node, running, &pod, |operation| operation == creates).await;
     let inspection = Inspection::collect(&common, &pod, Vec::new(), &[], options);
-    let none = || Section::from(Err("the pod is being created".to_owned()));
     Page {
         kind: "pod being created",
         id: creates.pod_id.clone(),
         name: format!("{}/{}", creates.namespace, creates.name),
-        attempt: 0,
-        image: String::new(),
         state: "creating".to_owned(),
         since: time(creates.started_at),
-        reason: String::new(),
-        pod_id: String::new(),
-        cgroup: String::new(),
-        containers: Vec::new(),
-        limits: none(),
-        mounts: Section::default(),
-        logs: Vec::new(),
-        exits: Vec::new(),
-        keeper: logs::keeper(&common.description, options),
-        blocked: inspection.blocked,
-        processes: inspection.processes,
-        network: common.network,
-        operations: common.operations,
-        plugins: common.plugins,
+        limits: Section::from(Err("the pod is being created".to_owned())),
+        ..inspection.page(common, options)
     }
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::{Common, PageOptions};
+use super::{Common, PageOptions, logs};
 use crate::cli::diag::blocked::{self, Facts};
 use crate::cli::diag::cgroup::{self, CgroupUsage};
 use crate::cli::diag::members::{PodFacts, Subject};
-use crate::cli::diag::page::ProcessSummary;
+use crate::cli::diag::page::{Page, ProcessSummary};
 use crate::cli::diag::section::{Gathering, PATIENCE, Section, gather};
 use crate::cli::diag::{mounts, processes};
 
@@ -71,6 +71,19 @@ impl Inspection {
         };
         blocked.extend(missing.into_iter().map(|what| format!("the processes are not available: {what}")));
         Self { processes: processes.into(), blocked }
+    }
+
+    /// The page with these parts and those of all pages, without the parts that only some objects have.
+    pub(super) fn page(self, common: Common, options: PageOptions) -> Page {
+        Page {
+            keeper: logs::keeper(&common.description, options),
+            blocked: self.blocked,
+            processes: self.processes,
+            network: common.network,
+            operations: common.operations,
+            plugins: common.plugins,
+            ..Page::default()
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use super::logs::{self, PendingLog};
 use super::{PageOptions, common, name_of, summaries};
 use crate::cli::diag::members::{self, ContainerFacts, Subject};
 use crate::cli::diag::page::{Member, Page};
-use crate::cli::diag::section::{PATIENCE, Section, gather};
+use crate::cli::diag::section::{PATIENCE, gather};
 use crate::cli::diag::{cgroup, files};
 use crate::cli::format::time;
 use crate::cli::node::NodeClient;
@@ -51,23 +51,14 @@ pub(super) async fn page(
         id: id.to_owned(),
         name: name_of(&pod),
         attempt: pod.status.metadata.as_ref().map_or(0, |metadata| metadata.attempt),
-        image: String::new(),
         state: ObjectState::of_pod(pod.status.state()).text().to_owned(),
         since: time(since),
-        reason: String::new(),
-        pod_id: String::new(),
         cgroup: pod.cgroup.clone(),
         containers: containers.iter().map(member).collect(),
         limits: limits.wait(),
-        mounts: Section::default(),
         logs: pending.into_iter().map(PendingLog::wait).collect(),
         exits,
-        keeper: logs::keeper(&common.description, options),
-        blocked: inspection.blocked,
-        processes: inspection.processes,
-        network: common.network,
-        operations: common.operations,
-        plugins: common.plugins,
+        ..inspection.page(common, options)
     })
 }
 

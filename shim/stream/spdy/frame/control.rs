@@ -19,7 +19,7 @@ const SETTINGS_INITIAL_WINDOW: u32 = 7;
 pub enum ControlFrame<'a> {
     /// Opens a stream.
     SynStream {
-        /// The stream.
+        /// The new stream.
         stream: StreamId,
         /// The last frame of this direction of the stream.
         fin: bool,
@@ -28,7 +28,7 @@ pub enum ControlFrame<'a> {
     },
     /// Accepts a stream.
     SynReply {
-        /// The stream.
+        /// The accepted stream.
         stream: StreamId,
         /// The last frame of this direction of the stream.
         fin: bool,
@@ -37,9 +37,9 @@ pub enum ControlFrame<'a> {
     },
     /// Resets a stream.
     Reset {
-        /// The stream.
+        /// The stream that ends.
         stream: StreamId,
-        /// The reason.
+        /// Why it ends.
         status: ResetStatus,
     },
     /// Settings; only this one is used.
@@ -53,16 +53,16 @@ pub enum ControlFrame<'a> {
     GoAway {
         /// The last accepted stream.
         last: StreamId,
-        /// The reason.
+        /// Why the session ends.
         status: GoAwayStatus,
     },
     /// Additional headers of a stream.
     Headers {
-        /// The stream.
+        /// The open stream that they belong to.
         stream: StreamId,
         /// The last frame of this direction of the stream.
         fin: bool,
-        /// The headers.
+        /// The additional headers.
         block: &'a [u8],
     },
     /// Widens a flow control window.

@@ -102,7 +102,7 @@ pub enum SpdyFrameError {
 pub enum SpdyFrameHeader {
     /// A data frame.
     Data {
-        /// The stream.
+        /// The stream that the data belongs to.
         stream: StreamId,
         /// The last frame of this direction of the stream.
         fin: bool,
