@@ -1,9 +1,17 @@
 //! The servers of a registry: `<certs_dir>/<host>/hosts.toml`, as containerd defines it, or the certificates
 //! that Docker keeps in such a folder. The files are read for each pull, so a change needs no restart.
 
+mod certificates;
+mod mistakes;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use certificates::certificates;
+pub(crate) use mistakes::mistakes;
+
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,13 +20,11 @@ use http::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use toml::Spanned;
 
+use self::certificates::read_pem;
 use super::endpoint::{Endpoint, origin};
 use super::tls::Tls;
 use crate::error::Error;
 use crate::reference::Reference;
-
-/// The largest file of certificates, in bytes. A file with all public authorities has a quarter of this.
-const MAX_PEM: u64 = 1 << 20;
 
 /// The keys of `hosts.toml` that matter for pulls. Unknown keys are ignored, as in containerd.
 #[derive(Deserialize)]
@@ -117,22 +123,6 @@ fn folders(certs_dirs: &[PathBuf], domains: &[&str]) -> Vec<PathBuf> {
     } else {
         existing
     }
-}
-
-/// Returns the certificates in the folder of a host without a `hosts.toml`, as Docker and CRI-O keep them.
-/// The first folder that has any is used.
-pub(crate) fn certificates(certs_dirs: &[PathBuf], authority: &str) -> Result<Tls, Error> {
-    let domains = match authority {
-        "registry-1.docker.io" => vec![authority, "docker.io"],
-        _ => vec![authority],
-    };
-    for folder in folders(certs_dirs, &domains) {
-        let tls = docker_certificates(&folder)?;
-        if tls != Tls::default() {
-            return Ok(tls);
-        }
-    }
-    Ok(Tls::default())
 }
 
 fn is_absent(error: &io::Error) -> bool {
@@ -312,100 +302,3 @@ fn duration(text: &str) -> Option<Duration> {
     }
     (!text.is_empty()).then_some(sum)
 }
-
-/// Returns all mistakes in the folders of hosts: in each `hosts.toml`, and in certificates.
-pub(crate) fn mistakes(certs_dirs: &[PathBuf]) -> Vec<String> {
-    let mut mistakes = Vec::new();
-    for folder in certs_dirs.iter().filter_map(|folder| fs::read_dir(folder).ok()).flatten().flatten() {
-        let folder = folder.path();
-        let file = folder.join("hosts.toml");
-        let reasons = match fs::read_to_string(&file) {
-            Ok(text) => mistakes_of(&text, &folder),
-            Err(error) if is_absent(&error) => {
-                mistakes.extend(
-                    docker_certificates(&folder)
-                        .and_then(|tls| tls.check(&folder))
-                        .err()
-                        .map(|e| e.to_string()),
-                );
-                continue;
-            }
-            Err(error) => vec![error.to_string()],
-        };
-        mistakes.extend(reasons.into_iter().map(|why| format!("{}: {why}", file.display())));
-    }
-    mistakes.sort();
-    mistakes
-}
-
-/// Returns all mistakes in one `hosts.toml`.
-fn mistakes_of(text: &str, folder: &Path) -> Vec<String> {
-    let name = folder.file_name().unwrap_or_default().to_string_lossy();
-    // The folder of a host with a port may be called `host_port_`. `_default` is not a host.
-    let domain = match name.strip_suffix('_').and_then(|name| name.rsplit_once('_')) {
-        Some((host, port)) => format!("{host}:{port}"),
-        None => name.into_owned(),
-    };
-    let named = |domain: &str| format!("{domain}/name").parse::<Reference>();
-    let reference = match named(&domain).or_else(|_| named("host.example")) {
-        Ok(reference) => reference,
-        Err(error) => return vec![error.to_string()],
-    };
-    let (file, server_keys) = match (toml::from_str::<HostsFile>(text), toml::from_str::<HostKeys>(text)) {
-        (Ok(file), Ok(server_keys)) => (file, server_keys),
-        (Err(error), _) | (_, Err(error)) => return vec![error.to_string()],
-    };
-    let hosts = file.host.iter().map(|(url, keys)| (format!("host.{url:?}"), url.as_str(), keys.get_ref()));
-    let server = file.server.as_deref().filter(|url| !url.is_empty());
-    let server = server.map(|url| ("server".to_owned(), url, &server_keys));
-    let check = |(key, url, keys): (String, &str, &HostKeys)| {
-        let endpoint = endpoint(url, keys, folder, &reference).map_err(|why| format!("{key}: {why}"));
-        endpoint
-            .and_then(|endpoint| endpoint.tls.check(folder).map_err(|error| format!("{key}: {error}")))
-            .err()
-    };
-    hosts.chain(server).filter_map(check).collect()
-}
-
-/// Reads a certificate or a key. A file that is too large is an error.
-fn read_pem(path: &Path) -> io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    fs::File::open(path)?.take(MAX_PEM + 1).read_to_end(&mut content)?;
-    if u64::try_from(content.len()).unwrap_or(u64::MAX) > MAX_PEM {
-        return Err(io::Error::other(format!("more than {MAX_PEM} bytes")));
-    }
-    Ok(content)
-}
-
-/// Reads certificates in Docker's layout: `*.crt` are authorities, `x.cert` with `x.key` are client
-/// certificates.
-fn docker_certificates(folder: &Path) -> Result<Tls, Error> {
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
-        Err(error) if is_absent(&error) => return Ok(Tls::default()),
-        Err(error) => return Err(Error::io("read", folder, error)),
-    };
-    let mut paths = Vec::new();
-    for entry in entries {
-        paths.push(entry.map_err(|error| Error::io("read", folder, error))?.path());
-    }
-    paths.sort();
-    let read = |path: &Path| read_pem(path).map_err(|error| Error::io("read", path, error));
-    let mut tls = Tls::default();
-    for path in &paths {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("crt") => tls.ca.push(read(path)?),
-            Some("cert") => {
-                // Without `x.key`, the key is in the file of the certificate.
-                let key = path.with_extension("key");
-                let key = if key.exists() { read(&key)? } else { read(path)? };
-                tls.client.push((read(path)?, key));
-            }
-            _ => {}
-        }
-    }
-    Ok(tls)
-}
-
-#[cfg(test)]
-mod tests;

@@ -4,10 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::last::{self, FinalSteps};
 use super::masks::Masks;
-use super::mounts::{self, PodMounts};
+use super::mounts::{self, MountSource, PodMounts};
 use super::process::{self, Streams};
 use super::seccomp;
-use super::{At, Descriptors, Gate, HOOKED, StepResult};
+use super::{At, Descriptors, Gate, HOOKED, StepResult, devices};
 use crate::hooks;
 use crate::path::Root;
 use crate::plan::{ContainerPlan, HookKind, Hooks, MountKind, NamespaceSource, PidNamespace};
@@ -64,31 +64,73 @@ pub fn run(start: ContainerStart<'_>) -> ! {
 }
 
 fn prepare(start: &ContainerStart<'_>) -> StepResult<Program> {
-    let ContainerStart { plan, descriptors, joined, gate, .. } = start;
+    let ContainerStart { plan, descriptors, joined, .. } = start;
     rustix::process::umask(rustix::fs::Mode::empty());
     keys::join_session(start.keyring).at(Step::Keyring)?;
     let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
-    let pod_mounts = open_pod_mounts(plan, *joined)?;
     let userns = joined.userns.filter(|_| plan.userns.is_some());
-    let opener =
-        mounts::Opener { descriptors: *descriptors, pod_mounts: &pod_mounts, userns, single: &start.single };
-    let sources = opener.open_all(&plan.mounts)?;
-    let nodes = match userns {
-        Some(_) => Some(mounts::open_nodes(&plan.devices).at(Step::Device)?),
-        None => None,
-    };
-    let masks = match plan.masked_paths.is_empty() {
-        true => None,
-        false => Some(Masks::create(plan.mount_label.as_deref()).at(Step::MaskedPath)?),
-    };
+    let opened = Opened::open(start, userns)?;
     enter_users(start, userns)?;
     join_and_unshare(plan, joined.pause, *descriptors)?;
+    let Built { root, terminal } = build_root(start, opened)?;
+    mount::pivot_to(root.as_fd()).at(Step::PivotRoot)?;
+    set_root_attributes(plan).at(Step::RootAttributes)?;
+    set_hostname(plan)?;
+    become_user(start, terminal.as_ref())?;
+    let variant = FinalSteps {
+        terminal: terminal.is_some(),
+        joins_processes: joined.pid_target.is_some(),
+        waits: true,
+        keeps_gate: false,
+    };
+    let start_hooks = plan.hooks.as_ref().filter(|hooks| hooks.has(HookKind::StartContainer));
+    Ok(last::program(&plan.process, filter, start_hooks, variant))
+}
+
+/// What only the host's user and mount namespace can open or create.
+struct Opened {
+    /// One for each mount of the plan, in its order.
+    sources: Vec<MountSource>,
+    /// The device nodes of a pod with a user namespace. Such a pod cannot create nodes (user_namespaces(7)).
+    nodes: Option<Vec<OwnedFd>>,
+    /// What covers masked paths. `None`: the plan has no masked paths.
+    masks: Option<Masks>,
+}
+
+impl Opened {
+    fn open(start: &ContainerStart<'_>, userns: Option<BorrowedFd<'_>>) -> StepResult<Self> {
+        let ContainerStart { plan, descriptors, joined, single, .. } = start;
+        let pod_mounts = open_pod_mounts(plan, *joined)?;
+        let opener = mounts::Opener { descriptors: *descriptors, pod_mounts: &pod_mounts, userns, single };
+        let sources = opener.open_all(&plan.mounts)?;
+        let nodes = match userns {
+            Some(_) => Some(devices::open_all(&plan.devices).at(Step::Device)?),
+            None => None,
+        };
+        let masks = match plan.masked_paths.is_empty() {
+            true => None,
+            false => Some(Masks::create(plan.mount_label.as_deref()).at(Step::MaskedPath)?),
+        };
+        Ok(Self { sources, nodes, masks })
+    }
+}
+
+/// A complete root filesystem, before the pivot.
+struct Built {
+    root: Root,
+    /// The container's end of its terminal.
+    terminal: Option<OwnedFd>,
+}
+
+/// Attaches the root filesystem in the new mount namespace, fills it and runs the hooks that see it before the pivot.
+fn build_root(start: &ContainerStart<'_>, opened: Opened) -> StepResult<Built> {
+    let ContainerStart { plan, descriptors, gate, .. } = start;
+    let Opened { sources, nodes, masks } = opened;
     let host_root = mount::place("/").at(Step::PrivateMounts)?;
     mount::set_attributes(host_root.as_fd(), 0, 0, mount::PRIVATE, true).at(Step::PrivateMounts)?;
     if let Some(masks) = &masks {
         masks.attach().at(Step::MaskedPath)?;
     }
-
     // It covers the host's root, which is gone after the pivot. Nothing else of the host is changed. Hooks find it
     // at a path.
     let rootfs = descriptors.get(plan.rootfs).at(Step::AttachRootfs)?;
@@ -103,23 +145,11 @@ fn prepare(start: &ContainerStart<'_>) -> StepResult<Program> {
         mounts::attach(&root, op, source, index)?;
     }
     fill(plan, &root, start.proc, nodes)?;
-    let slave = match plan.stdio.tty {
-        true => {
-            let (master, slave) = process::open_terminal(&root, &plan.process)?;
-            mounts::attach_console(&root, &slave).at(Step::Terminal)?;
-            last::hand_over_terminal(gate, &master);
-            Some(slave)
-        }
+    let terminal = match plan.stdio.tty {
+        true => Some(open_terminal(&root, plan, gate)?),
         false => None,
     };
-    for (index, path) in plan.readonly_paths.iter().enumerate() {
-        mounts::make_read_only(&root, path).at_index(Step::ReadonlyPath, index)?;
-    }
-    if let Some(masks) = &masks {
-        for (index, path) in plan.masked_paths.iter().enumerate() {
-            masks.hide(&root, path).at_index(Step::MaskedPath, index)?;
-        }
-    }
+    protect_paths(&root, plan, masks.as_ref())?;
     if hooks_root.is_some()
         && let Some(masks) = &masks
     {
@@ -128,18 +158,27 @@ fn prepare(start: &ContainerStart<'_>) -> StepResult<Program> {
     if let Some(hooks) = &plan.hooks {
         run_hooks(hooks, gate)?;
     }
-    mount::pivot_to(root.as_fd()).at(Step::PivotRoot)?;
-    set_root_attributes(plan).at(Step::RootAttributes)?;
-    set_hostname(plan)?;
-    become_user(start, slave.as_ref())?;
-    let variant = FinalSteps {
-        terminal: slave.is_some(),
-        joins_processes: joined.pid_target.is_some(),
-        waits: true,
-        keeps_gate: false,
-    };
-    let start_hooks = plan.hooks.as_ref().filter(|hooks| hooks.has(HookKind::StartContainer));
-    Ok(last::program(&plan.process, filter, start_hooks, variant))
+    Ok(Built { root, terminal })
+}
+
+/// Creates the terminal, sends its other end to the keeper and attaches it as `/dev/console`.
+fn open_terminal(root: &Root, plan: &ContainerPlan, gate: &Gate) -> StepResult<OwnedFd> {
+    let (master, slave) = process::open_terminal(root, &plan.process)?;
+    mounts::attach_console(root, &slave).at(Step::Terminal)?;
+    last::hand_over_terminal(gate, &master);
+    Ok(slave)
+}
+
+/// Makes the plan's read-only paths read-only and hides its masked paths.
+fn protect_paths(root: &Root, plan: &ContainerPlan, masks: Option<&Masks>) -> StepResult<()> {
+    for (index, path) in plan.readonly_paths.iter().enumerate() {
+        mounts::make_read_only(root, path).at_index(Step::ReadonlyPath, index)?;
+    }
+    let Some(masks) = masks else { return Ok(()) };
+    for (index, path) in plan.masked_paths.iter().enumerate() {
+        masks.hide(root, path).at_index(Step::MaskedPath, index)?;
+    }
+    Ok(())
 }
 
 /// Waits until the parent has run the hooks of the host, and runs those that change the root filesystem.
@@ -243,10 +282,10 @@ pub(super) fn join_and_unshare(
 
 fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedFd>>) -> StepResult<()> {
     match nodes {
-        Some(nodes) => mounts::attach_nodes(root, "", &plan.devices, &nodes).at(Step::Device)?,
+        Some(nodes) => devices::attach_all(root, "", &plan.devices, &nodes).at(Step::Device)?,
         None => {
             for (index, node) in plan.devices.iter().enumerate() {
-                mounts::make_node(root, &node.path, node).at_index(Step::Device, index)?;
+                devices::create(root, &node.path, node).at_index(Step::Device, index)?;
             }
         }
     }

@@ -8,12 +8,13 @@
 //!
 //! * [`restore`]: the steps before the restore of a checkpoint
 //! * [`container`]: the steps of a container; [`exec`]: of an exec; [`sandbox`]: of a pause
-//! * [`mounts`]: root filesystem and volumes; [`masks`]: hidden paths; [`peers`]: checks whether mounts in volumes
+//! * [`mounts`]: root filesystem and volumes; [`devices`]: device nodes; [`masks`]: hidden paths; [`peers`]: checks whether mounts in volumes
 //!   can propagate; [`users`]: ids of volumes
 //! * [`process`]: the steps that a container and an exec have in common: streams, limits, credentials
 //! * [`last`]: from the credentials to the exec; [`seccomp`]: the seccomp filter
 
 pub mod container;
+mod devices;
 pub mod exec;
 mod last;
 mod masks;

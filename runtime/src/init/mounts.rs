@@ -7,9 +7,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
 
-use super::{At, Descriptors, StepResult, peers, users};
+use super::{At, Descriptors, StepResult, devices, peers, users};
 use crate::path::Root;
-use crate::plan::{CgroupHierarchy, DeviceKind, DeviceNode, MountIds, MountKind, MountOp, Propagation};
+use crate::plan::{CgroupHierarchy, DeviceNode, MountIds, MountKind, MountOp, Propagation};
 use crate::procfs::PROC_MAGIC;
 use crate::sys::mount::{self, FsContext};
 use crate::sys::spawn::SingleThread;
@@ -61,7 +61,7 @@ impl Opener<'_> {
                 MountSource::Tree(tree)
             }
             MountKind::Dev { nodes, .. } if self.userns.is_some() => {
-                MountSource::DeferredWithNodes(open_nodes(nodes).at_index(Step::OpenSource, index)?)
+                MountSource::DeferredWithNodes(devices::open_all(nodes).at_index(Step::OpenSource, index)?)
             }
             MountKind::Tree { tree } => {
                 let tree = self.descriptors.get(*tree).and_then(|fd| fd.try_clone_to_owned().on("dup", ""));
@@ -124,45 +124,6 @@ pub(super) fn clone_procfs() -> sys::Result<OwnedFd> {
     Ok(tree)
 }
 
-/// Opens the host's devices that are the same as `nodes`.
-pub(super) fn open_nodes(nodes: &[DeviceNode]) -> sys::Result<Vec<OwnedFd>> {
-    nodes.iter().map(open_node).collect()
-}
-
-fn open_node(node: &DeviceNode) -> sys::Result<OwnedFd> {
-    let path = match &node.source {
-        Some(source) => source.clone(),
-        None => format!("/dev/{}", node.path.trim_start_matches("/dev/").trim_start_matches('/')),
-    };
-    let tree = mount::clone_path(&path, false)?;
-    let stat = rustix::fs::fstat(&tree).on("fstat", &path)?;
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    let same = match node.kind {
-        DeviceKind::Char => kind == FileType::CharacterDevice,
-        DeviceKind::Block => kind == FileType::BlockDevice,
-        DeviceKind::Fifo => kind == FileType::Fifo,
-    };
-    let device = rustix::fs::makedev(node.major, node.minor);
-    if !same || (node.kind != DeviceKind::Fifo && stat.st_rdev != device) {
-        return Err(Errno::NODEV).on("open_tree", format_args!("{path}, which is another device"));
-    }
-    Ok(tree)
-}
-
-/// Attaches devices at their paths below `folder`.
-pub(super) fn attach_nodes(
-    root: &Root,
-    folder: &str,
-    nodes: &[DeviceNode],
-    trees: &[OwnedFd],
-) -> sys::Result<()> {
-    for (node, tree) in nodes.iter().zip(trees) {
-        let place = root.make_file(&format!("{folder}/{}", node.path.trim_start_matches('/')))?;
-        mount::attach(tree.as_fd(), place.as_fd())?;
-    }
-    Ok(())
-}
-
 fn open_bind(source: &str, recursive: bool, create: bool) -> sys::Result<OwnedFd> {
     match mount::clone_path(source, recursive) {
         Err(error) if error.errno == Errno::NOENT && create => {
@@ -196,7 +157,7 @@ pub(super) fn attach(root: &Root, op: &MountOp, source: MountSource, index: usiz
             set_attributes(dev.as_fd(), op).at_index(Step::MountAttributes, index)?;
             let target = target(root, op, dev.as_fd()).at_index(Step::MountTarget, index)?;
             mount::attach(dev.as_fd(), target.as_fd()).at_index(Step::Mount, index)?;
-            return attach_nodes(root, &op.target, nodes, &trees).at_index(Step::Mount, index);
+            return devices::attach_all(root, &op.target, nodes, &trees).at_index(Step::Mount, index);
         }
         (MountSource::Deferred, MountKind::Dev { options, nodes, links }) => {
             dev(options, nodes, links, op.set).at_index(Step::Mount, index)?
@@ -316,46 +277,13 @@ fn dev(
     let tree = filesystem("tmpfs", "tmpfs", options, attributes & !mount::ATTR_RDONLY)?;
     let root = Root::new(mount::same_place(&tree)?);
     for node in nodes {
-        make_node(&root, &node.path, node)?;
+        devices::create(&root, &node.path, node)?;
     }
     for (name, to) in links {
         let (folder, name) = root.make_parent(name)?;
         rustix::fs::symlinkat(to.as_str(), &folder, name).on("symlink", name)?;
     }
     Ok(tree)
-}
-
-/// Creates a device node at a path. An existing node is replaced; any other file is an error.
-pub(super) fn make_node(root: &Root, path: &str, node: &DeviceNode) -> sys::Result<()> {
-    let kind = match node.kind {
-        DeviceKind::Char => FileType::CharacterDevice,
-        DeviceKind::Block => FileType::BlockDevice,
-        DeviceKind::Fifo => FileType::Fifo,
-    };
-    let (folder, name) = root.make_parent(path)?;
-    let mode = Mode::from_raw_mode(node.mode & 0o7777);
-    let device = rustix::fs::makedev(node.major, node.minor);
-    match rustix::fs::mknodat(&folder, name, kind, mode, device) {
-        Err(Errno::EXIST) => {
-            remove_node(&folder, name, path)?;
-            rustix::fs::mknodat(&folder, name, kind, mode, device).on("mknod", path)?;
-        }
-        result => result.on("mknod", path)?,
-    }
-    let owner = (rustix::fs::Uid::from_raw(node.uid), rustix::fs::Gid::from_raw(node.gid));
-    let flags = rustix::fs::AtFlags::SYMLINK_NOFOLLOW;
-    rustix::fs::chownat(&folder, name, Some(owner.0), Some(owner.1), flags).on("chown", path)
-}
-
-/// Removes a device node or a named pipe. Anything else is a file of the image or of a volume, and remains.
-fn remove_node(folder: &OwnedFd, name: &str, path: &str) -> sys::Result<()> {
-    let stat = rustix::fs::statat(folder, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW).on("stat", path)?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::CharacterDevice | FileType::BlockDevice | FileType::Fifo => {
-            rustix::fs::unlinkat(folder, name, rustix::fs::AtFlags::empty()).on("unlink", path)
-        }
-        _ => Err(Errno::EXIST).on("mknod", format_args!("{path}, which exists and is not a device")),
-    }
 }
 
 /// Mounts the container's cgroups. The mounts show the container's cgroup as their root, because the cgroup

@@ -31,8 +31,8 @@ const SOURCES: [(&str, &str); 28] = [
     ("restore", include_str!("../restore.rs")),
     ("seccomp", include_str!("../seccomp.rs")),
     ("server", include_str!("../server.rs")),
-    ("sessions", include_str!("../sessions.rs")),
-    ("streaming", include_str!("../streaming.rs")),
+    ("sessions::terminals", include_str!("../sessions/terminals.rs")),
+    ("streaming::requests", include_str!("../streaming/requests.rs")),
     ("userns", include_str!("../userns.rs")),
 ];
 

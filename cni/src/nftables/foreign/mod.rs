@@ -5,6 +5,7 @@
 //! * this file: a packet's path through them; [`rule`]: the evaluation of one rule; [`legacy`]: the
 //!   rules of an iptables that does not use nftables
 
+mod iptables;
 mod legacy;
 mod rule;
 

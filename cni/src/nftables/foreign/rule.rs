@@ -7,6 +7,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::Packet;
+use super::iptables::iptables_match;
 use crate::netlink::attributes::{attribute, attributes, text_of};
 use crate::nftables::uapi::{
     NF_ACCEPT, NF_DROP, NFPROTO_IPV4, NFPROTO_IPV6, NFT_CMP_EQ, NFT_CMP_NEQ, NFT_CONTINUE, NFT_CT_STATE,
@@ -15,9 +16,8 @@ use crate::nftables::uapi::{
     NFT_REG32_00, NFT_RETURN, NFTA_BITWISE_DREG, NFTA_BITWISE_MASK, NFTA_BITWISE_SREG, NFTA_BITWISE_XOR,
     NFTA_CMP_DATA, NFTA_CMP_OP, NFTA_CMP_SREG, NFTA_CT_KEY, NFTA_DATA_VALUE, NFTA_DATA_VERDICT,
     NFTA_EXPR_DATA, NFTA_EXPR_NAME, NFTA_IMMEDIATE_DATA, NFTA_IMMEDIATE_DREG, NFTA_LOOKUP_DREG,
-    NFTA_LOOKUP_FLAGS, NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_MATCH_INFO, NFTA_MATCH_NAME, NFTA_META_DREG,
-    NFTA_META_KEY, NFTA_PAYLOAD_BASE, NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET, NFTA_TARGET_NAME,
-    NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
+    NFTA_LOOKUP_FLAGS, NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_META_DREG, NFTA_META_KEY, NFTA_PAYLOAD_BASE,
+    NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET, NFTA_TARGET_NAME, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
 };
 
 /// Whether a packet matches a condition.
@@ -30,7 +30,7 @@ pub(super) enum Match {
 }
 
 impl Match {
-    fn of(matches: bool) -> Self {
+    pub(super) fn of(matches: bool) -> Self {
         if matches { Self::Yes } else { Self::No }
     }
 
@@ -42,7 +42,7 @@ impl Match {
         }
     }
 
-    fn negated_if(self, not: bool) -> Self {
+    pub(super) fn negated_if(self, not: bool) -> Self {
         match (self, not) {
             (Self::Yes, true) => Self::No,
             (Self::No, true) => Self::Yes,
@@ -296,37 +296,6 @@ fn in_set(loaded: Option<&(Loaded, Option<Vec<u8>>)>, keys: &[Vec<u8>], packet: 
         (Match::No, Match::No) => Match::No,
         _ => Match::Maybe,
     })
-}
-
-/// Evaluates a match of iptables.
-fn iptables_match(data: &[u8]) -> Match {
-    /// `struct xt_conntrack_mtinfo3` (linux/netfilter/xt_conntrack.h).
-    const FLAGS: usize = 146;
-    const INVERTED: usize = 148;
-    const STATES: usize = 150;
-    /// `XT_CONNTRACK_STATE`, `XT_CONNTRACK_STATE_BIT(IP_CT_NEW)`.
-    const STATE: u16 = 1;
-    const NEW: u16 = 8;
-    let info = attribute(data, NFTA_MATCH_INFO).unwrap_or_default();
-    let half = |at: usize| Some(u16::from_ne_bytes(info.get(at..at + 2)?.try_into().ok()?));
-    let word = |at: usize| Some(u32::from_ne_bytes(info.get(at..at + 4)?.try_into().ok()?));
-    match attribute(data, NFTA_MATCH_NAME).map(text_of).as_deref() {
-        Some("comment") => Match::Yes,
-        Some("conntrack") => match (half(FLAGS), half(INVERTED), half(STATES)) {
-            (Some(STATE), Some(inverted), Some(states)) => {
-                Match::of(states & NEW != 0).negated_if(inverted & STATE != 0)
-            }
-            _ => Match::Maybe,
-        },
-        // `struct xt_state_info`: the same bits.
-        Some("state") => word(0).map_or(Match::Maybe, |states| Match::of(states & u32::from(NEW) != 0)),
-        // `struct xt_mark_mtinfo1`: mark, mask, invert.
-        Some("mark") => match (word(0), info.get(8)) {
-            (Some(mark), Some(inverted)) => Match::of(mark == 0).negated_if(*inverted != 0),
-            _ => Match::Maybe,
-        },
-        _ => Match::Maybe,
-    }
 }
 
 /// Parses the verdict of `immediate`.

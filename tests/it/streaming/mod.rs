@@ -1,6 +1,9 @@
 //! Exec, Attach and PortForward as users call them: with crictl, with a client that uses the same libraries as
 //! kubectl (streamclient), and with clients that violate the protocol.
 
+mod port_forward;
+mod requests;
+
 use std::io::Write;
 use std::process::Stdio;
 use std::time::Instant;
@@ -168,175 +171,6 @@ async fn several_clients_can_attach_at_the_same_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_port_forward_session_carries_many_connections() {
-    let (mut berth, pod, _) = berth_and_container().await;
-    let four = berth.run(&pod, web("four", "127.0.0.1:8081")).await;
-    let six = berth.run(&pod, web("six", "[::1]:8082")).await;
-    wait_for_listener(&mut berth, &four, 8081).await;
-    wait_for_listener(&mut berth, &six, 8082).await;
-    for transport in TRANSPORTS {
-        let url = berth.port_forward_url(&pod).await;
-        let mut client = Client::forward(&berth, transport, &url, &[8081, 8082]);
-        let ports = [client.line(), client.line()];
-        let gets: Vec<_> = (0..20)
-            .map(|number| {
-                let port = &ports[number % 2];
-                berth.spawn_on_host(&[
-                    "busybox",
-                    "wget",
-                    "-q",
-                    "-O",
-                    "-",
-                    &format!("http://127.0.0.1:{port}/name"),
-                ])
-            })
-            .collect();
-        for (number, get) in gets.into_iter().enumerate() {
-            let output = get.wait_with_output().unwrap();
-            let expected = ["four\n", "six\n"][number % 2];
-            assert_eq!(String::from_utf8_lossy(&output.stdout), expected, "{transport} {number}: {output:?}");
-        }
-        client.close();
-        assert_eq!(finished(client).0, Some(0), "{transport}");
-    }
-    assert_eq!(berth.clean().await, Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn port_forward_to_a_host_network_pod_reaches_the_hosts_loopback() {
-    let mut berth = Berth::start().await;
-    let mut config = berth.pod_config("host");
-    config.linux.as_mut().unwrap().security_context = Some(LinuxSandboxSecurityContext {
-        namespace_options: Some(NamespaceOption {
-            network: NamespaceMode::Node.into(),
-            pid: NamespaceMode::Container.into(),
-            ..NamespaceOption::default()
-        }),
-        ..LinuxSandboxSecurityContext::default()
-    });
-    let pod = berth.run_pod(config).await;
-    let mut server = web("host-web", "127.0.0.1:8083");
-    let options = server.linux.as_mut().unwrap().security_context.as_mut().unwrap();
-    options.namespace_options.as_mut().unwrap().network = NamespaceMode::Node.into();
-    let id = berth.run(&pod, server).await;
-    wait_for_listener(&mut berth, &id, 8083).await;
-    let url = berth.port_forward_url(&pod).await;
-    let mut client = Client::forward(&berth, "spdy", &url, &[8083]);
-    let address = format!("http://127.0.0.1:{}/name", client.line());
-    let got = berth.on_host(&["busybox", "wget", "-q", "-O", "-", &address]);
-    assert_eq!(String::from_utf8_lossy(&got.stdout), "host-web\n", "{got:?}");
-    client.close();
-    assert_eq!(finished(client).0, Some(0));
-    assert_eq!(berth.clean().await, Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failed_port_forward_is_reported_and_affects_no_other_port() {
-    let (mut berth, pod, _) = berth_and_container().await;
-    let server = berth.run(&pod, web("web", "127.0.0.1:8084")).await;
-    wait_for_listener(&mut berth, &server, 8084).await;
-    let url = berth.port_forward_url(&pod).await;
-    let mut raw = berth.spdy(&url, "portforward.k8s.io").await;
-    let pair = |port: &'static str, id: &'static str| {
-        ["error", "data"].map(|kind| [("streamType", kind), ("port", port), ("requestID", id)])
-    };
-    // Streams 1 and 3 go to a port without a listener, 5 and 7 to the server, 9 to the invalid port 0.
-    for (stream, headers) in
-        [1, 3, 5, 7].into_iter().zip([pair("9", "a"), pair("8084", "b")].into_iter().flatten())
-    {
-        raw.open(stream, &headers).await;
-    }
-    raw.open(9, &[("streamType", "data"), ("port", "0")]).await;
-    raw.data(7, b"GET /name HTTP/1.0\r\n\r\n").await;
-    raw.until(|seen| seen.data.get(&7).is_some_and(|data| data.ends_with(b"web\n"))).await;
-    let seen = raw.until(|seen| seen.data.get(&1).is_some_and(|message| message.len() > 100)).await;
-    let message = String::from_utf8_lossy(&seen.data[&1]).into_owned();
-    assert!(message.contains("error forwarding port 9") && message.contains("127.0.0.1:9"), "{message}");
-    let seen = raw.until(|seen| seen.reset.contains(&3) && seen.reset.contains(&9)).await;
-    assert!(!seen.reset.contains(&7) && !seen.reset.contains(&5), "{seen:?}");
-    assert_eq!(berth.clean().await, Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn invalid_requests_are_refused_with_the_right_code() {
-    let (mut berth, pod, id) = berth_and_container().await;
-    let stopped = berth.run(&pod, shell("stopped", "exit 0")).await;
-    berth.wait_exited(&stopped).await;
-    let command = &["true"][..];
-    let both = Streams { tty: true, ..Streams::ALL };
-    for (request, expected) in [
-        (exec("0123456789", command, Streams::ALL), Code::NotFound),
-        (exec(&id, &[], Streams::ALL), Code::InvalidArgument),
-        (exec(&id, command, Streams::default()), Code::InvalidArgument),
-        (exec(&id, command, both), Code::InvalidArgument),
-        (exec(&stopped, command, Streams::ALL), Code::FailedPrecondition),
-    ] {
-        let answer = berth.runtime.exec(request.clone()).await;
-        assert_eq!(code(answer), expected, "{request:?}");
-        let Streams { stdin, stdout, stderr, tty } = Streams::of(&request);
-        if request.cmd.is_empty() {
-            continue;
-        }
-        let request = AttachRequest { container_id: request.container_id, stdin, stdout, stderr, tty };
-        assert_eq!(code(berth.runtime.attach(request.clone()).await), expected, "{request:?}");
-    }
-    for (pod_sandbox_id, port, expected) in [
-        ("0123456789", vec![], Code::NotFound),
-        (&pod, vec![80, 0], Code::InvalidArgument),
-        (&pod, vec![65536], Code::InvalidArgument),
-        (&pod, vec![1; 200], Code::InvalidArgument),
-    ] {
-        let request = PortForwardRequest { pod_sandbox_id: pod_sandbox_id.to_owned(), port };
-        assert_eq!(code(berth.runtime.port_forward(request.clone()).await), expected, "{request:?}");
-    }
-    berth.stop_pod(&pod).await;
-    let request = PortForwardRequest { pod_sandbox_id: pod, port: vec![] };
-    assert_eq!(code(berth.runtime.port_forward(request).await), Code::FailedPrecondition);
-    assert_eq!(berth.clean().await, Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_url_works_once_and_only_for_its_request() {
-    let (mut berth, _, id) = berth_and_container().await;
-    let url = berth.exec_url(exec(&id, &["echo", "once"], Streams::OUTPUT)).await;
-    assert!(url.starts_with("http://127.0.0.1:"), "{url}");
-    let first = finished(Client::run(&berth, &[], Streams::OUTPUT, &url));
-    assert_eq!(first, (Some(0), "once\n".to_owned(), String::new()));
-    let (code, stdout, stderr) = finished(Client::run(&berth, &[], Streams::OUTPUT, &url));
-    assert_eq!((code, stdout.as_str()), (Some(255), ""), "{stderr}");
-    let url = berth.exec_url(exec(&id, &["touch", "/tmp/ran"], Streams::OUTPUT)).await;
-    let upgrade =
-        "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n";
-    for (request, expected) in [
-        (format!("POST {}", url.replace("/exec/", "/attach/")), "404"),
-        // The wrong request has used the token.
-        (format!("POST {url}"), "404"),
-        (format!("POST {url}/more"), "404"),
-        ("GET http://x/".to_owned(), "404"),
-        (format!("DELETE {url}"), "405"),
-    ] {
-        let answer = berth.http(&url, &format!("{request} HTTP/1.1\r\nHost: x\r\n{upgrade}\r\n")).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{request}: {answer}");
-    }
-    let url = berth.exec_url(exec(&id, &["touch", "/tmp/ran"], Streams::OUTPUT)).await;
-    for (headers, expected) in [
-        ("", "400"),
-        (
-            "Connection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v9.channel.k8s.io\r\n",
-            "403",
-        ),
-    ] {
-        let answer = berth.http(&url, &format!("GET {url} HTTP/1.1\r\nHost: x\r\n{headers}\r\n")).await;
-        assert!(answer.starts_with(&format!("HTTP/1.1 {expected} ")), "{headers}: {answer}");
-    }
-    let many = "X: y\r\n".repeat(1000);
-    let answer = berth.http(&url, &format!("GET {url} HTTP/1.1\r\nHost: x\r\n{many}\r\n")).await;
-    assert!(answer.starts_with("HTTP/1.1 431 "), "{answer}");
-    assert_eq!(berth.sh(&id, "ls /tmp").await, "", "none of these requests may run a command");
-    assert_eq!(berth.clean().await, Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn the_command_of_a_disconnected_client_is_ended() {
     let (mut berth, _, id) = berth_and_container().await;
     for transport in TRANSPORTS {
@@ -348,62 +182,6 @@ async fn the_command_of_a_disconnected_client_is_ended() {
         let gone = "while ps -o args | grep -q '[s]leep 4715'; do sleep 0.05; done; echo gone";
         assert_eq!(berth.sh(&id, gone).await, "gone", "{transport}");
     }
-    assert_eq!(berth.clean().await, Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn misbehaving_clients_do_not_affect_other_clients() {
-    let (mut berth, _, id) = berth_and_container().await;
-    // This client does not read the output that it has requested.
-    let url = berth.exec_url(exec(&id, &["sh", "-c", "cat /dev/zero; echo 4716"], Streams::OUTPUT)).await;
-    let mut not_reading = berth.spdy(&url, "v4.channel.k8s.io").await;
-    for (stream, kind) in [(1, "error"), (3, "stdout"), (5, "stderr")] {
-        not_reading.open(stream, &[("streamType", kind)]).await;
-    }
-    not_reading.until(|seen| seen.data.contains_key(&3)).await;
-    // This client sends an invalid frame after a valid start.
-    let url = berth.exec_url(exec(&id, &["sleep", "4717"], Streams::OUTPUT)).await;
-    let mut invalid = berth.spdy(&url, "v4.channel.k8s.io").await;
-    for (stream, kind) in [(1, "error"), (3, "stdout"), (5, "stderr")] {
-        invalid.open(stream, &[("streamType", kind)]).await;
-    }
-    invalid.until(|seen| seen.replies.len() == 3).await;
-    invalid.io.write_all(&[0xff; 4096]).await.unwrap();
-    // These clients close their half of the connection: one in the middle of a frame, one without any stream.
-    for half in [&[][..], &[0x80, 3, 0, 1, 0, 0, 1]] {
-        let url = berth.exec_url(exec(&id, &["sleep", "4717"], Streams::OUTPUT)).await;
-        let mut closing = berth.spdy(&url, "v4.channel.k8s.io").await;
-        closing.io.write_all(half).await.unwrap();
-        closing.io.shutdown().await.unwrap();
-        let mut rest = Vec::new();
-        // A connection reset is also accepted.
-        drop(closing.io.read_to_end(&mut rest).await);
-    }
-    // This client sends a WebSocket frame without a mask.
-    let url = berth.exec_url(exec(&id, &["sleep", "4717"], Streams::OUTPUT)).await;
-    let mut unmasked = berth.websocket(&url, "v5.channel.k8s.io").await;
-    unmasked.write_all(&[0x82, 1, 0]).await.unwrap();
-    let mut rest = Vec::new();
-    unmasked.read_to_end(&mut rest).await.unwrap();
-    let close = [0x88, 2, 0x03, 0xea];
-    assert!(
-        rest.windows(4).any(|window| window == close),
-        "the server must close with a protocol error: {rest:?}"
-    );
-    // Other clients are served meanwhile, and the commands of the broken clients are ended.
-    let url = berth.exec_url(exec(&id, &["echo", "still here"], Streams::OUTPUT)).await;
-    let (code, stdout, stderr) = finished(Client::run(&berth, &[], Streams::OUTPUT, &url));
-    assert_eq!((code, stdout.as_str()), (Some(0), "still here\n"), "{stderr}");
-    let gone = "while ps -o args | grep -q '[s]leep 4717'; do sleep 0.05; done; echo gone";
-    assert_eq!(berth.sh(&id, gone).await, "gone");
-    assert_ne!(
-        berth.sh(&id, "ps -o args | grep -c '[c]at /dev/zero'").await,
-        "0",
-        "the command of a client that does not read must wait"
-    );
-    drop(not_reading);
-    let gone = "while ps -o args | grep -q '[c]at /dev/zero'; do sleep 0.05; done; echo gone";
-    assert_eq!(berth.sh(&id, gone).await, "gone");
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
@@ -421,26 +199,6 @@ async fn websocket_base64_protocols_work() {
     assert!(text.contains("1aGVsbG8="), "{text}");
     // {"metadata":{},"status":"Success"}
     assert!(text.contains("3eyJtZXRhZGF0YSI6e30sInN0YXR1cyI6IlN1Y2Nlc3MifQ=="), "{text}");
-    assert_eq!(berth.clean().await, Vec::<String>::new());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn websocket_v4_port_forward_reaches_the_requested_ports() {
-    let (mut berth, pod, _) = berth_and_container().await;
-    let server = berth.run(&pod, web("web", "127.0.0.1:8085")).await;
-    wait_for_listener(&mut berth, &server, 8085).await;
-    let request = PortForwardRequest { pod_sandbox_id: pod, port: vec![8085] };
-    let url = berth.runtime.port_forward(request).await.unwrap().into_inner().url;
-    let mut socket = berth.websocket(&url, "v4.channel.k8s.io").await;
-    let get = b"\0GET /name HTTP/1.0\r\n\r\n";
-    socket.write_all(&[0x82, 0x80 | u8::try_from(get.len()).unwrap(), 0, 0, 0, 0]).await.unwrap();
-    socket.write_all(get).await.unwrap();
-    let mut all = Vec::new();
-    socket.read_to_end(&mut all).await.unwrap();
-    // Both channels begin with the port in little endian.
-    let port = 8085_u16.to_le_bytes();
-    assert!(all.starts_with(&[0x82, 3, 0, port[0], port[1], 0x82, 3, 1, port[0], port[1]]), "{all:?}");
-    assert!(String::from_utf8_lossy(&all).contains("web\n"), "{}", String::from_utf8_lossy(&all));
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
 
