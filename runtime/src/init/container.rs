@@ -87,13 +87,13 @@ fn prepare(start: &ContainerStart<'_>) -> StepResult<Program> {
     Ok(last::program(&plan.process, filter, start_hooks, variant))
 }
 
-/// What only the host's user and mount namespace can open or create.
+/// Objects that can only be opened or created in the host's user and mount namespace.
 struct Opened {
     /// One for each mount of the plan, in its order.
     sources: Vec<MountSource>,
     /// The device nodes of a pod with a user namespace. Such a pod cannot create nodes (user_namespaces(7)).
     nodes: Option<Vec<OwnedFd>>,
-    /// What covers masked paths. `None`: the plan has no masked paths.
+    /// The covers of masked paths. `None`: the plan has no masked paths.
     masks: Option<Masks>,
 }
 
