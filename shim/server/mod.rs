@@ -5,6 +5,7 @@
 //! * [`http2`]: rewrites the bytes of a connection into a form that the HTTP/2 server accepts
 //! * [`rpc`]: the layer around every call: span, deadline, counters, and one log line per error
 //! * [`counters`]: the calls in flight and the answered calls
+//! * [`large_answers`]: returns the memory of large answers to the kernel
 //! * [`reflection`]: the services that describe this server (reflection, health)
 //! * [`mod@connect`]: the client side of the socket, for berth's commands
 //! * [`notify`]: notifications to the service manager
@@ -16,6 +17,7 @@ pub mod claim;
 pub mod connect;
 pub mod counters;
 mod http2;
+mod large_answers;
 pub mod listener;
 pub mod notify;
 pub mod reflection;

@@ -15,6 +15,7 @@ use tracing::Instrument;
 use tracing::field::Empty;
 
 use super::counters::{CallInFlight, Counters};
+use super::large_answers;
 use crate::traces;
 
 /// Deadline of a call if the client sets none. The kubelet's own is two minutes.
@@ -119,11 +120,20 @@ where
                 },
             };
             let result = result.map(decode_error_to_invalid_argument);
+            let result = result.map(|response| match is_large(&rpc) {
+                true => response.map(large_answers::released),
+                false => response,
+            });
             record(&rpc, in_flight, &result, began.elapsed());
             result
         };
         Box::pin(call.instrument(span))
     }
+}
+
+/// Whether an RPC answers with data about all pods that grows to megabytes.
+fn is_large(rpc: &str) -> bool {
+    rpc.contains("Metrics") || rpc.contains("Stats")
 }
 
 /// Returns the name of the RPC in a path `/package.Service/Name`.

@@ -157,6 +157,12 @@ impl Containers {
         Some(id.clone())
     }
 
+    /// Excludes the OOM kills until now for the containers that have not ended. Call this after the ends of all children that
+    /// have ended by now are handled.
+    pub(crate) fn exclude_oom_kills(&mut self) {
+        self.entries.values_mut().for_each(|container| container.exclude_oom_kills());
+    }
+
     /// Handles all pending reports of first processes that have not reached their gate.
     pub(crate) fn drain_gates(&mut self, services: &mut Services) {
         self.for_each(services, Container::drain_gate);

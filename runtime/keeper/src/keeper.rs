@@ -215,6 +215,7 @@ impl Keeper {
             // Reaps an orphan, or a child whose exit status was already read.
             process::reap_pid(pid);
         }
+        self.containers.exclude_oom_kills();
     }
 
     fn on_child_end(&mut self, pid: i32) {

@@ -72,6 +72,8 @@ pub struct JoinFds {
     pub tasks: Vec<OwnedFd>,
     /// The file that counts OOM kills.
     pub oom: Option<OwnedFd>,
+    /// v2: the same file of the cgroup above, if this one is a scope, which systemd removes when it is empty.
+    pub oom_above: Option<OwnedFd>,
 }
 
 /// A cgroup: one folder on v2, one in every hierarchy on v1.
@@ -203,6 +205,7 @@ impl Cgroup {
         // On v2 the file exists only if the memory controller is enabled.
         let oom = self.oom_file().filter(|file| self.interface == Interface::V1 || file.exists());
         join.oom = oom.map(|file| open(&file, OFlags::RDONLY)).transpose()?;
+        join.oom_above = self.oom_file_above().map(|file| open(&file, OFlags::RDONLY)).transpose()?;
         Ok(join)
     }
 
@@ -264,6 +267,13 @@ impl Cgroup {
     }
 
     /// Returns the file that counts OOM kills, if there is a memory controller.
+    fn oom_file_above(&self) -> Option<PathBuf> {
+        let folder = &self.process_folder;
+        let is_scope = folder.extension().is_some_and(|kind| kind == "scope");
+        let above = folder.parent()?.join(memory::oom_file(self.interface));
+        (self.interface == Interface::V2 && is_scope && above.exists()).then_some(above)
+    }
+
     fn oom_file(&self) -> Option<PathBuf> {
         self.folder_of("memory").map(|folder| folder.join(memory::oom_file(self.interface)))
     }

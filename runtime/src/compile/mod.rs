@@ -105,6 +105,7 @@ impl FdList {
             directory: join.directory.map(|fd| self.push(fd)),
             tasks: join.tasks.into_iter().map(|fd| self.push(fd)).collect(),
             oom: join.oom.map(|fd| self.push(fd)),
+            oom_above: join.oom_above.map(|fd| self.push(fd)),
         }
     }
 

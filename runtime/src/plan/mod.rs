@@ -50,4 +50,8 @@ pub struct CgroupJoin {
     /// `memory.events` (v2) or `memory.oom_control` (v1). It is read after the container has ended, to detect an
     /// OOM kill.
     pub oom: Option<FdSlot>,
+    /// v2 with the systemd driver: `memory.events` of the cgroup above, which remains if systemd removes the container's cgroup
+    /// first.
+    #[serde(default)]
+    pub oom_above: Option<FdSlot>,
 }

@@ -1,6 +1,6 @@
 //! The matches of iptables in a rule of nftables (linux/netfilter/x_tables.h).
 
-use super::rule::Match;
+use super::conditions::Match;
 use crate::netlink::attributes::{attribute, text_of};
 use crate::nftables::uapi::{NFTA_MATCH_INFO, NFTA_MATCH_NAME};
 

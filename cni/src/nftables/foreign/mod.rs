@@ -5,6 +5,7 @@
 //! * this file: a packet's path through them; [`rule`]: the evaluation of one rule; [`legacy`]: the
 //!   rules of an iptables that does not use nftables
 
+mod conditions;
 mod iptables;
 mod legacy;
 mod rule;
@@ -22,7 +23,8 @@ use super::uapi::{
     NFTA_SET_ELEM_LIST_SET, NFTA_SET_ELEM_LIST_TABLE,
 };
 use crate::netlink::attributes::{attribute, attributes, text_of};
-use rule::{ForeignRule, Match, Outcome};
+use conditions::Match;
+use rule::{ForeignRule, Outcome};
 
 /// The maximum depth of jumps between chains (the kernel's `NFT_JUMP_STACK_SIZE`).
 const DEPTH: usize = 16;

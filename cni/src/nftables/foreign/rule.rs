@@ -7,6 +7,7 @@ use std::io;
 use std::net::IpAddr;
 
 use super::Packet;
+use super::conditions::Match;
 use super::iptables::iptables_match;
 use crate::netlink::attributes::{attribute, attributes, text_of};
 use crate::nftables::uapi::{
@@ -19,37 +20,6 @@ use crate::nftables::uapi::{
     NFTA_LOOKUP_FLAGS, NFTA_LOOKUP_SET, NFTA_LOOKUP_SREG, NFTA_META_DREG, NFTA_META_KEY, NFTA_PAYLOAD_BASE,
     NFTA_PAYLOAD_LEN, NFTA_PAYLOAD_OFFSET, NFTA_TARGET_NAME, NFTA_VERDICT_CHAIN, NFTA_VERDICT_CODE,
 };
-
-/// Whether a packet matches a condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Match {
-    Yes,
-    No,
-    /// Unknown: the condition depends on unknown facts.
-    Maybe,
-}
-
-impl Match {
-    pub(super) fn of(matches: bool) -> Self {
-        if matches { Self::Yes } else { Self::No }
-    }
-
-    fn and(self, other: Self) -> Self {
-        match (self, other) {
-            (Self::No, _) | (_, Self::No) => Self::No,
-            (Self::Yes, Self::Yes) => Self::Yes,
-            _ => Self::Maybe,
-        }
-    }
-
-    pub(super) fn negated_if(self, not: bool) -> Self {
-        match (self, not) {
-            (Self::Yes, true) => Self::No,
-            (Self::No, true) => Self::Yes,
-            (answer, _) => answer,
-        }
-    }
-}
 
 /// The outcome for a packet in a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

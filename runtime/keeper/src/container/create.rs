@@ -16,6 +16,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::attachments::Attachments;
 use crate::container::Container;
 use crate::container::restore::RestoreProgress;
+use crate::container::oom::OomKills;
 use crate::container::state::State;
 use crate::failure::{Origin, system};
 use crate::hooks::ContainerHooks;
@@ -64,7 +65,8 @@ impl Container {
         let log = Log::open(log, plan.stdio.log_path.clone(), opened)?;
         let ends = StdioEnds::open(plan)?;
         let keyring = KeyringName::new()?;
-        let oom = open_slot(descriptors, plan.cgroup.oom)?;
+        let counter = |slot| open_slot(descriptors, slot);
+        let oom_kills = OomKills::new(counter(plan.cgroup.oom)?, counter(plan.cgroup.oom_above)?);
         // In a user namespace the first process clones another one, so that the new process namespace belongs to
         // the user namespace.
         let clones_directly =
@@ -106,7 +108,7 @@ impl Container {
             restore: plan.restore.as_ref().map(|_| RestoreProgress::Waits),
             id,
             folder,
-            oom,
+            oom_kills,
             keyring,
         })
     }

@@ -3,8 +3,6 @@
 
 use std::time::{Duration, Instant};
 
-use berth_runtime::oom_kills;
-use berth_runtime::sys;
 use berth_runtime::sys::process::{self, Ended};
 use berth_runtime::wire::{Event, ExitRecord};
 
@@ -131,7 +129,7 @@ impl Container {
         };
         // If only another process of the container was killed for lack of memory, and its first process ended by
         // itself, this is false.
-        let oom_killed = code == 137 && self.oom_kills() > 0;
+        let oom_killed = code == 137 && self.oom_kills.any();
         self.state.exit(|started_at, failure| ExitRecord {
             code,
             signal,
@@ -142,11 +140,11 @@ impl Container {
         });
     }
 
-    /// Returns the number of OOM kills in the container's cgroup.
-    fn oom_kills(&self) -> u64 {
-        let Some(oom) = &self.oom else { return 0 };
-        let Ok(text) = sys::fs::read_all(oom, 4096) else { return 0 };
-        oom_kills::parse(&String::from_utf8_lossy(&text)).unwrap_or(0)
+    /// Excludes OOM kills until now, if the container has not ended: they belong to another container, which has.
+    pub(crate) fn exclude_oom_kills(&mut self) {
+        if !matches!(self.state, State::Exited(_)) {
+            self.oom_kills.exclude();
+        }
     }
 }
 

@@ -7,11 +7,13 @@
 //! * [`copy`]: copies output to the log and to clients
 //! * [`restore`]: a checkpoint that is restored in the place of the command
 //! * [`end`]: reports the exit when the log is written
+//! * [`oom`]: whether a process was killed for lack of memory
 
 mod copy;
 mod create;
 mod end;
 mod hook_steps;
+mod oom;
 mod restore;
 mod start;
 mod state;
@@ -27,6 +29,7 @@ use berth_runtime::wire::{ContainerSnapshot, Failure, Outcome};
 
 use crate::attachments::{Attachments, StreamSlots};
 use crate::container::end::Ending;
+use crate::container::oom::OomKills;
 use crate::container::restore::RestoreProgress;
 use crate::container::state::State;
 use crate::failure::{Answer, Origin, state, system};
@@ -52,8 +55,7 @@ pub(crate) struct Container {
     has_stdin: bool,
     /// Whether the report with the terminal is still expected.
     awaits_terminal: bool,
-    /// The cgroup's file with the number of OOM kills.
-    oom: Option<OwnedFd>,
+    oom_kills: OomKills,
     /// The session keyring of its processes.
     keyring: KeyringName,
     /// The supervisor of its system calls, if its filter has one.
