@@ -1,5 +1,5 @@
 //! Memory of large answers. The metrics of some hundred pods are tens of megabytes while the answer is built. Most of it is
-//! between small allocations, so the allocator keeps it unless it is told to return it (malloc_trim(3)).
+//! between small allocations, so the allocator keeps it until a call returns it (malloc_trim(3)).
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

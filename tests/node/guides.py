@@ -10,7 +10,8 @@ import tarfile
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 GUIDES = os.path.join(ROOT, "docs/guides")
 # In this order: each guide continues on the node of the one before it.
-ORDER = ["install", "air-gapped", "user-namespaces", "runtime-class", "devices", "private-registries", "upgrade", "uninstall"]
+ORDER = ["from-containerd", "install", "air-gapped", "user-namespaces", "runtime-class", "devices", "private-registries", "upgrade",
+         "troubleshooting", "sizing", "uninstall"]
 REGISTRY = "registry.internal"
 
 # The password of `node` is `secret-word`.
@@ -92,6 +93,13 @@ def guides(node, step):
     node.run("mkdir -p /root/work; mv /root/first.deb /root/work/berth_0_amd64.deb")
     for name in ORDER:
         step(f"docs/guides/{name}.md")
+        if name == "from-containerd":
+            node.run("systemctl unmask containerd; systemctl enable --now containerd")
+            node.until("ctr version")
+            node.run("ctr --namespace k8s.io images import /root/busybox-1.tar")
+        if name == "install":
+            # The guide before it has ended with containerd.
+            node.run("systemctl disable --now containerd; dpkg --purge berth")
         if name == "upgrade":
             node.run("mv /root/second.deb /root/work/berth_0_amd64.deb")
             pods_that_run(node)

@@ -11,7 +11,7 @@ folder="${BERTH_CACHE:-$HOME/.cache/berth}/node-$stamp"
 [ ! -e "$folder/complete" ] || { echo "$folder"; exit 0; }
 
 packages=systemd,systemd-sysv,libpam-systemd,dbus,udev,apparmor,linux-image-amd64,kmod,util-linux,e2fsprogs,iproute2,nftables
-packages+=,procps,ca-certificates,curl
+packages+=,procps,ca-certificates,curl,containerd
 rm -rf "$folder"
 mkdir -p "$folder/root"
 echo "making a Debian 13 node in $folder" >&2
@@ -48,6 +48,8 @@ for unit in getty@tty1.service serial-getty@ttyS0.service serial-getty@ttyS1.ser
     e2scrub_all.timer e2scrub_reap.service fstrim.timer dpkg-db-backup.timer systemd-networkd-wait-online.service; do
     ln -sf /dev/null "$root/etc/systemd/system/$unit"
 done
+# Only docs/guides/from-containerd.md starts it.
+ln -sf /dev/null "$root/etc/systemd/system/containerd.service"
 mkdir -p "$root/var/log/journal"
 echo node >"$root/etc/hostname"
 printf '127.0.0.1 localhost node\n' >"$root/etc/hosts"

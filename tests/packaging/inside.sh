@@ -25,9 +25,15 @@ in_root() { DEBIAN_FRONTEND=noninteractive LC_ALL=C chroot "$root" "$@"; }
 install_deb() { in_root dpkg --force-confold --install "$@" >"$work/dpkg.log" 2>&1 || fail "dpkg: $(cat "$work/dpkg.log")"; }
 state() { in_root dpkg-query -W -f '${db:Status-Status}' berth 2>/dev/null || echo absent; }
 
-# Another package of this system can own the file.
-rm -f "$root/etc/crictl.yaml"
+# A file that names another runtime remains as it is.
+echo 'runtime-endpoint: unix:///run/other.sock' >"$root/etc/crictl.yaml"
 install_deb /packages/first.deb
+grep -q other.sock "$root/etc/crictl.yaml" || fail "the installation replaces /etc/crictl.yaml"
+in_root dpkg --purge berth >"$work/dpkg.log" 2>&1 || fail "dpkg: $(cat "$work/dpkg.log")"
+grep -q other.sock "$root/etc/crictl.yaml" || fail "purge removes the /etc/crictl.yaml of another runtime"
+rm "$root/etc/crictl.yaml"
+install_deb /packages/first.deb
+grep -q berth.sock "$root/etc/crictl.yaml" || fail "no /etc/crictl.yaml"
 [ "$(state)" = installed ] || fail "state after installation: $(state)"
 in_root dpkg --verify berth || fail "files differ from the package"
 in_root berth version | grep -q '^berth ' || fail "the program does not run"
@@ -92,6 +98,7 @@ in_root dpkg --purge berth >"$work/dpkg.log" 2>&1 || fail "dpkg: $(cat "$work/dp
 [ "$(state)" = absent ] || [ "$(state)" = not-installed ] || fail "state after purge: $(state)"
 [ "$(keepers | wc -l)" -eq 1 ] || fail "purge ends the wrong keepers: $(keepers | wc -l) are left"
 ! kill -0 $member 2>/dev/null || fail "purge leaves the process of a container"
+[ ! -e "$root/etc/crictl.yaml" ] || fail "purge leaves /etc/crictl.yaml"
 [ ! -e "$root/run/berth" ] || fail "purge leaves /run/berth"
 left=$(cd "$upper" && find . -mindepth 1 ! -type d \
     ! -path './var/lib/dpkg/*' ! -path './var/log/dpkg.log' ! -path './var/log/alternatives.log' ! -path './var/cache/*' \
