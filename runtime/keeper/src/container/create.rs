@@ -15,8 +15,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::attachments::Attachments;
 use crate::container::Container;
-use crate::container::restore::RestoreProgress;
 use crate::container::oom::OomKills;
+use crate::container::restore::RestoreProgress;
 use crate::container::state::State;
 use crate::failure::{Origin, system};
 use crate::hooks::ContainerHooks;
