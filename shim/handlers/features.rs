@@ -1,4 +1,4 @@
-//! What an OCI runtime supports: the result of `RUNTIME features` (OCI runtime specification, "Features"), and of its help.
+//! The features of an OCI runtime: the result of `RUNTIME features` (OCI runtime specification, "Features"), and of its help.
 //! A program is asked again when its file has changed.
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,7 +18,7 @@ use crate::error::CriError;
 /// The time limit of a question.
 const LIMIT: Duration = Duration::from_secs(5);
 
-/// What a runtime supports. A runtime without the command `features` supports nothing of it.
+/// The features of a runtime. One without the command `features` has none of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RuntimeSupport {
     /// Mounts that are read-only with everything below them.

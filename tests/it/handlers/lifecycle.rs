@@ -19,7 +19,7 @@ async fn a_container_runs_to_its_end_with_its_log() {
         let (exit, _) = berth.run_to_end(&pod, shell("at-once", "exit 0")).await;
         assert_eq!(exit, 0, "{handler}");
         let (exit, _) = berth.run_to_end(&pod, shell("killed", "kill -9 $$")).await;
-        assert_eq!(exit, 0, "{handler}: process 1 ignores the signals of its own namespace");
+        assert_eq!(exit, 0, "{handler}: process 1 ignores signals from inside its namespace");
         let (_, log) = berth.run_to_end(&pod, container("image", &[])).await;
         assert_eq!(log, "from the image\n", "{handler}");
     }
