@@ -233,6 +233,7 @@ impl FakeNode {
             resources: None,
             update_annotations: BTreeMap::new(),
             restores: false,
+            runtime: None,
             image: None,
             state,
         }

@@ -14,6 +14,7 @@
 //! * [`daemon`]: the running daemon and its parts: [`pods`] with the [`store`] and the [`operation`]s, [`network`],
 //!   [`cgroups`], [`host`]; [`recover`]: recovery after a restart; [`undo`]: undoes a failed operation
 //! * [`checkpoint`]: checkpoints of containers, with CRIU
+//! * [`handlers`]: RuntimeClass handlers that are OCI runtimes
 //! * [`observe`]: operations in flight and the surroundings of a pod, for `berth diag`
 //! * [`inventory`], [`fsck`]: objects on the host, and their comparison with the records
 //! * [`logging`]: the log, its formats and its level
@@ -48,6 +49,7 @@ pub mod exposition;
 #[cfg(test)]
 mod fakes;
 pub mod fsck;
+pub mod handlers;
 pub mod hook_folders;
 pub mod host;
 pub mod host_files;

@@ -54,7 +54,7 @@ impl RuntimeService for Runtime {
             true => Some(info::criu_report(config).await?),
             false => None,
         };
-        Ok(Response::new(info::status_of(config, &self.daemon.network.network, criu.as_ref())?))
+        Ok(Response::new(info::status_of(config, &self.daemon.network.network, criu.as_ref()).await?))
     }
 
     async fn runtime_config(&self, _: Request<RuntimeConfigRequest>) -> Reply<RuntimeConfigResponse> {

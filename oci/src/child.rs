@@ -56,7 +56,16 @@ impl FirstProcess {
                     detail: error.to_string(),
                 })?,
                 (Some(Report::Failed(failure)), _) => return Err(failure),
-                (Some(Report::Terminal | Report::Listener | Report::Restored { .. }), _) | (None, _) => {
+                (
+                    Some(
+                        Report::Terminal
+                        | Report::Listener
+                        | Report::Restored { .. }
+                        | Report::Created { .. },
+                    ),
+                    _,
+                )
+                | (None, _) => {
                     return Ok(Progress::Closed);
                 }
             }

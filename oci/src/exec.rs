@@ -143,8 +143,16 @@ fn clone_process(container: &Container, spec: &Spec, process: &Process) -> Resul
     }
     let tty = process.terminal().unwrap_or(false);
     let cgroup = list.push_cgroup(container.cgroup()?.join()?);
-    let plan =
-        ExecPlan { process: compiled, cgroup, userns: None, stdin: None, stdout: None, stderr: None, tty };
+    let plan = ExecPlan {
+        process: compiled,
+        cgroup,
+        userns: None,
+        stdin: None,
+        stdout: None,
+        stderr: None,
+        tty,
+        runtime: None,
+    };
     let opened = list.into_owned();
     let descriptors = Descriptors(&opened);
     let init = container.process().ok_or(Error::NotRunning)?;

@@ -5,18 +5,15 @@
 //! waits for a reader, but only the start is kept, for the error.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
 use crate::plan::{HookKind, HookPlan, Hooks};
 use crate::sys;
+use crate::time_limit::{Output, wait};
 use crate::wire::{InitFailure, Step};
 
 /// The number of bytes of a hook's output that are kept for its error.
@@ -78,7 +75,7 @@ fn run_one(hook: &HookPlan, state: &str, cancel: Option<BorrowedFd<'_>>) -> Resu
     let mut child = command.spawn().map_err(called("execve"))?;
     // The command holds the pipe's other end.
     drop(command);
-    let mut output = Output { pipe: Some(output), text: Vec::new() };
+    let mut output = Output::new(Some(output), OUTPUT_LIMIT);
     let allowed = hook.limit();
     let ended = wait(&mut child, &mut output, allowed, cancel).map_err(called("waitpid"))?;
     match ended {
@@ -96,99 +93,11 @@ fn standard_input(state: &str) -> io::Result<OwnedFd> {
     Ok(file)
 }
 
-/// The output of a hook.
-struct Output {
-    /// The pipe, until it ends.
-    pipe: Option<OwnedFd>,
-    /// The first bytes.
-    text: Vec<u8>,
-}
-
-impl Output {
-    /// Reads what is there.
-    fn read(&mut self) {
-        let Some(pipe) = &self.pipe else { return };
-        let mut piece = [0_u8; 4096];
-        match rustix::io::read(pipe, &mut piece) {
-            Ok(0) => self.pipe = None,
-            Ok(length) => {
-                let room = OUTPUT_LIMIT.saturating_sub(self.text.len());
-                self.text.extend_from_slice(piece.get(..length.min(room)).unwrap_or_default());
-            }
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            Err(_) => self.pipe = None,
-        }
-    }
-
-    /// Reads the rest. Processes that the hook left behind may hold the pipe open: only what is there already is read.
-    fn finish(&mut self) {
-        let Some(pipe) = &self.pipe else { return };
-        if rustix::io::ioctl_fionbio(pipe, true).is_ok() {
-            // A pipe holds at most 64 KiB (pipe(7)).
-            (0..16).for_each(|_| self.read());
-        }
-    }
-
-    fn message(&mut self) -> String {
-        self.finish();
-        match String::from_utf8_lossy(&self.text).trim() {
-            "" => String::new(),
-            text => format!(": {text}"),
-        }
-    }
-}
-
-/// Waits for the hook. Returns how it ended, or `None` if it exceeded the time and was killed.
-fn wait(
-    child: &mut Child,
-    output: &mut Output,
-    allowed: Duration,
-    cancel: Option<BorrowedFd<'_>>,
-) -> io::Result<Option<ExitStatus>> {
-    let start = Instant::now();
-    let pid = Pid::from_child(child);
-    // The child is not reaped yet, so the pid is its own.
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    loop {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
-        }
-        let left = allowed.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
-        let (Some(left), false) = (left, is_cancelled(cancel)) else {
-            // The group includes what the hook has started. A hook that has left it is killed as well.
-            let _gone = kill_process_group(pid, Signal::KILL);
-            child.kill()?;
-            child.wait()?;
-            return Ok(None);
-        };
-        let mut watched = vec![PollFd::new(&pidfd, PollFlags::IN)];
-        watched.extend(output.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
-        let outputs = watched.len();
-        watched.extend(cancel.as_ref().map(|cancel| PollFd::new(cancel, PollFlags::empty())));
-        let timeout = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-        match poll(&mut watched, Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let has_output = watched.iter().take(outputs).skip(1).any(|pipe| !pipe.revents().is_empty());
-        drop(watched);
-        if has_output {
-            output.read();
-        }
-    }
-}
-
-/// Whether the other end of a socket is closed.
-fn is_cancelled(cancel: Option<BorrowedFd<'_>>) -> bool {
-    let Some(cancel) = cancel else { return false };
-    let cancel = cancel.as_fd();
-    let mut watched = [PollFd::new(&cancel, PollFlags::empty())];
-    poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
-        && watched.iter().any(|fd| fd.revents().contains(PollFlags::HUP))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd as _;
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     fn hooks(scripts: &[&str]) -> Hooks {

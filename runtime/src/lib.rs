@@ -12,7 +12,7 @@
 //! * [`plan`]: compiled descriptions of what the init of a container or pod does
 //! * [`restore`]: the place in which a helper program restores the processes of a checkpoint
 //! * [`wire`]: the messages between daemon and keeper, and the record with which an init reports its failure
-//! * [`hooks`]: runs the hooks of a container
+//! * [`hooks`]: runs the hooks of a container; [`runtime_call`]: calls the command line of another OCI runtime
 //! * [`oom_kills`]: parses the OOM kills that the kernel counts in a cgroup
 //! * [`init`]: the steps of a container's, a pod's and an exec's first process
 //! * `keeper`: the event loop of the keeper
@@ -26,7 +26,9 @@ pub mod path;
 pub mod plan;
 pub mod procfs;
 pub mod restore;
+pub mod runtime_call;
 pub mod sys;
+mod time_limit;
 pub mod wire;
 
 #[cfg(feature = "daemon")]

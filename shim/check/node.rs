@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::{Availability, HostFeature};
 use crate::checkpoint::criu;
-use crate::config::Config;
+use crate::config::{Config, HandlersConfig};
+use crate::handlers::{features, programs};
 
 /// The file to which hints write sysctls, so that they survive a reboot.
 const SYSCTL_FILE: &str = "/etc/sysctl.d/99-kubernetes.conf";
@@ -40,6 +41,7 @@ pub(super) fn rows(config: &Config) -> Vec<HostFeature> {
     rows.push(runtimes(root, &config.socket));
     rows.push(networks(&config.cni_conf_dir));
     rows.push(checkpoints(config.criu_path.as_deref()));
+    rows.extend(handlers(&config.handlers));
     rows
 }
 
@@ -62,6 +64,18 @@ fn checkpoints(criu_path: Option<&Path>) -> HostFeature {
         _ => Err(report.why),
     };
     HostFeature::tried("checkpoints", found).without("CheckpointContainer is refused")
+}
+
+/// The OCI runtimes of handlers. No command is shown that would install one.
+fn handlers(handlers: &HandlersConfig) -> Vec<HostFeature> {
+    let row = |(name, program): (&str, &Path)| {
+        let found = features::version(program)
+            .map(|version| format!("{version} ({})", program.display()))
+            .map_err(|error| format!("{}: {error}", program.display()));
+        HostFeature::tried(format!("runtime handler {name}"), found)
+            .without("containers of pods with this handler are not created")
+    };
+    programs(handlers).map(row).collect()
 }
 
 const SYSCTLS: [Sysctl; 7] = [

@@ -271,6 +271,7 @@ pub(super) mod tests {
             process: ProcessPlan::default(),
             stdio: StdioPlan::default(),
             restore: None,
+            runtime: None,
         }
     }
 

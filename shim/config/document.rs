@@ -1,5 +1,6 @@
 //! The keys as documents: the default configuration as a file, and a table for docs/configuration.md.
 
+use super::handlers::{TABLE, TABLE_OF_ONE};
 use super::keys::{self, ConfigKey, Layer};
 use super::{DEFAULT_FILE, DROP_INS};
 
@@ -14,7 +15,10 @@ pub fn commented_default() -> Result<String, toml::ser::Error> {
         text += &commented(key)?;
     }
     for (table, about, keys) in Layer::TABLES {
-        text += &format!("\n# {about}\n[{table}]\n");
+        text += &match *table {
+            TABLE => format!("\n# {about}\n# [{TABLE_OF_ONE}]\n"),
+            table => format!("\n# {about}\n[{table}]\n"),
+        };
         for key in *keys {
             text += &commented(key)?;
         }
@@ -25,6 +29,8 @@ pub fn commented_default() -> Result<String, toml::ser::Error> {
 fn commented(key: &ConfigKey) -> Result<String, toml::ser::Error> {
     let ConfigKey { name, about, .. } = key;
     Ok(match (keys::default_of(key.table, name)?, key.example) {
+        // The table is a comment as well: its name has to be chosen.
+        (Some(value), _) if key.table == TABLE_OF_ONE => format!("\n# {about}\n# {name} = {value}\n"),
         (Some(value), _) => format!("\n# {about}\n{name} = {value}\n"),
         (None, Some(example)) => format!("\n# {about}\n# {name} = {example}\n"),
         (None, None) => format!("\n# {about}\n# {name}\n"),
@@ -62,6 +68,7 @@ pub fn manual_page() -> Result<String, toml::ser::Error> {
         text += &manual_entry(key)?;
     }
     for (table, about, keys) in Layer::TABLES {
+        let table = if *table == TABLE { TABLE_OF_ONE } else { table };
         text += &format!(".SH TABLE {}\n{}\n", roff(table), roff(about));
         for key in *keys {
             text += &manual_entry(key)?;

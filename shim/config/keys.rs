@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BrokenDropIn;
 use super::declare::settings;
+use super::handlers::{self, HandlerConfig, HandlersConfig, HandlersFlags, HandlersLayer};
 use super::metrics_address::MetricsAddress;
 use super::value::{
     AbsolutePath, AtLeastOne, BridgeName, ByteSize, CgroupDriver, Depth, Described, HandlerNames, LogFilter,
@@ -111,9 +112,12 @@ settings! {
             "Program CRIU, which checkpoints containers; the default is criu in a folder of PATH.",
             example "\"/usr/sbin/criu\"";
         runtime_handlers: HandlerNames => Vec<String> = vec!["berth".to_owned()],
-            "RuntimeClass handlers that pods may name; pods without a handler always run.";
+            "RuntimeClass handlers that pods may name; pods without a handler always run.",
+            note "those of the tables `[handlers.NAME]` need not be listed; all others are berth's own runtime";
     }
     tables {
+        handlers: HandlersConfig, HandlersLayer, HandlersFlags,
+            "OCI runtimes that run the containers of pods with a RuntimeClass handler, one table for each handler.";
         network: NetworkConfig, NetworkLayer, NetworkFlags,
             "Network of pods when cni_conf_dir has no configuration.";
         nri: NriConfig, NriLayer, NriFlags,
@@ -209,6 +213,7 @@ fn paths(texts: &[&str]) -> Vec<PathBuf> {
 pub fn of_table(table: &str) -> Option<&'static [ConfigKey]> {
     match table {
         "" => Some(Layer::KEYS),
+        handlers::TABLE_OF_ONE => Some(HandlersLayer::KEYS),
         name => Layer::TABLES.iter().find(|(table, ..)| *table == name).map(|(_, _, keys)| *keys),
     }
 }
@@ -221,6 +226,7 @@ pub fn default_of(table: &str, name: &str) -> Result<Option<toml::Value>, toml::
     let mut defaults = toml::Table::try_from(Config::default())?;
     let table = match table {
         "" => defaults,
+        handlers::TABLE_OF_ONE => toml::Table::try_from(HandlerConfig::default())?,
         name => match defaults.remove(name) {
             Some(toml::Value::Table(inner)) => inner,
             _ => return Ok(None),

@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::problem::{self, Problem};
-use super::{BrokenDropIn, Config, DEFAULT_FILE, Layer};
+use super::{BrokenDropIn, Config, DEFAULT_FILE, HandlerConfig, Layer};
 
 /// The largest configuration file in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -30,6 +30,20 @@ pub enum ConfigError {
         is: &'static str,
         /// The key that is missing.
         is_not: &'static str,
+    },
+    /// A handler has no program.
+    #[error("handlers.{handler}.path is not set")]
+    NoProgram {
+        /// The handler.
+        handler: String,
+    },
+    /// The state of a handler's runtime is in a folder that the runtime does not see.
+    #[error(
+        "the state of handler {handler} is below root: set handlers.{handler}.root to a folder outside of it"
+    )]
+    HiddenState {
+        /// The handler.
+        handler: String,
     },
     /// A file has a mistake.
     #[error("{}:{problem}", file.display())]
@@ -66,7 +80,9 @@ pub fn load(file: Option<&Path>, flags: Layer) -> Result<Config, ConfigError> {
         }
     }
     config.apply(flags);
-    check_pairs(&config).map(|()| config)
+    check(&config)?;
+    add_handlers(&mut config);
+    Ok(config)
 }
 
 /// Reads the configuration. Returns all valid settings and the mistakes of all files.
@@ -93,12 +109,31 @@ pub fn mistakes(file: Option<&Path>, flags: Layer) -> (Config, Vec<String>) {
         }
     }
     config.apply(flags);
-    mistakes.extend(check_pairs(&config).err().map(|error| error.to_string()));
+    mistakes.extend(check(&config).err().map(|error| error.to_string()));
+    add_handlers(&mut config);
     (config, mistakes)
 }
 
-/// Checks keys that must be set together.
-fn check_pairs(config: &Config) -> Result<(), ConfigError> {
+/// Adds the names of the handlers that are OCI runtimes to those that pods may name.
+fn add_handlers(config: &mut Config) {
+    for (name, _) in config.handlers.iter() {
+        if !config.runtime_handlers.iter().any(|known| known == name) {
+            config.runtime_handlers.push(name.to_owned());
+        }
+    }
+}
+
+/// Checks keys that must be set.
+fn check(config: &Config) -> Result<(), ConfigError> {
+    if let Some((name, _)) = config.handlers.iter().find(|(_, handler)| handler.path.is_none()) {
+        return Err(ConfigError::NoProgram { handler: name.to_owned() });
+    }
+    let is_hidden = |(_, handler): &(&str, &HandlerConfig)| {
+        handler.root.as_ref().unwrap_or(&config.state).starts_with(&config.root)
+    };
+    if let Some((name, _)) = config.handlers.iter().find(is_hidden) {
+        return Err(ConfigError::HiddenState { handler: name.to_owned() });
+    }
     match (&config.stream_certificate, &config.stream_key) {
         (Some(_), None) => Err(ConfigError::Half { is: "stream_certificate", is_not: "stream_key" }),
         (None, Some(_)) => Err(ConfigError::Half { is: "stream_key", is_not: "stream_certificate" }),

@@ -3,6 +3,7 @@
 //! * [`keys`]: the declaration of each key; the settings, the flags and the documents follow from it
 //! * [`declare`]: the macro for these declarations
 //! * [`value`]: types of values that check themselves
+//! * [`handlers`]: the tables of OCI runtimes, by the names of their handlers
 //! * [`document`]: the keys as documents
 //! * [`nearest`]: the suggestion for an unknown key
 //! * [`problem`]: mistakes in a file, with line and key
@@ -11,6 +12,7 @@
 
 pub mod declare;
 pub mod document;
+pub mod handlers;
 pub mod keys;
 pub mod load;
 pub mod metrics_address;
@@ -20,6 +22,7 @@ pub mod value;
 
 use std::path::PathBuf;
 
+pub use handlers::{HandlerConfig, HandlersConfig};
 pub use keys::{Config, Flags, Layer, NetworkConfig, NriConfig, NriValidatorConfig};
 pub use load::{ConfigError, load, mistakes};
 pub use metrics_address::MetricsAddress;
@@ -90,11 +93,19 @@ mod tests {
             ..Config::default()
         };
         config.network.mtu = Some(1500);
+        let (path, root) = (Some("/usr/sbin/runc".into()), Some("/run/runc".into()));
+        config.handlers.insert("runc", HandlerConfig { path, root, annotations: Vec::new() });
         let table = toml::Table::try_from(&config).unwrap();
         let mut settings: Vec<_> = table.keys().map(|name| (String::new(), name.clone())).collect();
         for (name, value) in &table {
-            let inner = value.as_table().into_iter().flat_map(toml::Table::keys);
-            settings.extend(inner.map(|key| (name.clone(), key.clone())));
+            for (key, value) in value.as_table().into_iter().flatten() {
+                match value.as_table() {
+                    Some(of_one) => {
+                        settings.extend(of_one.keys().map(|key| (format!("{name}.NAME"), key.clone())))
+                    }
+                    None => settings.push((name.clone(), key.clone())),
+                }
+            }
         }
         let tables = Layer::TABLES.iter().map(|(name, ..)| (String::new(), (*name).to_owned()));
         let inner = Layer::TABLES.iter().flat_map(|(_, _, keys)| *keys);
@@ -107,6 +118,25 @@ mod tests {
         let mut again = Config::default();
         again.apply(problem::read(&text).unwrap());
         assert_eq!(again, config);
+    }
+
+    #[test]
+    fn handlers_of_several_files_are_merged() {
+        let mut config = Config::default();
+        for text in [
+            "[handlers.runc]\npath = \"/runc\"\n",
+            "[handlers.crun]\npath = \"/crun\"\n[handlers.runc]\nroot = \"/r\"\n",
+        ] {
+            config.apply(problem::read(text).unwrap());
+        }
+        let names: Vec<_> = config.handlers.iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["crun", "runc"]);
+        let runc = config.handlers.get("runc").unwrap();
+        assert_eq!(
+            (runc.path.as_deref(), runc.root.as_deref()),
+            (Some("/runc".as_ref()), Some("/r".as_ref()))
+        );
+        assert!(problem::read("[handlers.Runc]\n").is_err());
     }
 
     #[test]

@@ -8,6 +8,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::Layer;
+use super::handlers;
 use super::keys;
 use super::nearest::nearest;
 
@@ -54,7 +55,7 @@ pub fn read_all(text: &str) -> (Layer, Vec<Problem>) {
         return (Layer::default(), broken);
     }
     let mut problems = Vec::new();
-    remove_unknown_keys(text, table.get_mut(), "", &mut problems);
+    remove_unknown_keys(text, table.get_mut(), ("", ""), &mut problems);
     loop {
         // A wrong value is removed, so that the next one is found.
         let error = match Layer::deserialize(toml::Deserializer::from(table.clone())) {
@@ -91,13 +92,26 @@ fn at(text: &str, span: Option<Range<usize>>, key: &str, why: &str) -> Problem {
     Problem { line, key: key.to_owned(), why: why.trim_end().replace('\n', "; ") }
 }
 
-fn remove_unknown_keys(text: &str, table: &mut DeTable<'_>, name: &str, problems: &mut Vec<Problem>) {
+/// Removes the unknown keys of a table, whose name in the declarations and whose path in the file are given.
+fn remove_unknown_keys(
+    text: &str,
+    table: &mut DeTable<'_>,
+    (name, path): (&str, &str),
+    problems: &mut Vec<Problem>,
+) {
     let mut unknown = Vec::new();
     for (key, value) in table.iter_mut() {
+        if name == handlers::TABLE {
+            if let DeValue::Table(inner) = value.get_mut() {
+                let path = dotted(path, key);
+                remove_unknown_keys(text, inner, (handlers::TABLE_OF_ONE, &path), problems);
+            }
+            continue;
+        }
         let inner_table = keys::of_table(key.get_ref()).filter(|_| name.is_empty());
         let is_key = keys::of_table(name).is_some_and(|keys| keys.iter().any(|k| k.name == key.get_ref()));
         if !is_key && inner_table.is_none() {
-            let dotted = dotted(name, key);
+            let dotted = dotted(path, key);
             let why = match nearest(name, key.get_ref()) {
                 Some(near) => format!("unknown key; did you mean {near:?}?"),
                 None => "unknown key; `berth config default` lists all keys".to_owned(),
@@ -109,7 +123,7 @@ fn remove_unknown_keys(text: &str, table: &mut DeTable<'_>, name: &str, problems
         if let DeValue::Table(inner) = value.get_mut()
             && inner_table.is_some()
         {
-            remove_unknown_keys(text, inner, key.get_ref(), problems);
+            remove_unknown_keys(text, inner, (key.get_ref(), key.get_ref()), problems);
         }
     }
     for key in unknown {
@@ -158,6 +172,10 @@ mod tests {
             "2: network.subnet: unknown key; did you mean \"subnets\"?"
         );
         assert_eq!(
+            problem("[handlers.runc]\npth = \"/usr/sbin/runc\"\n"),
+            "2: handlers.runc.pth: unknown key; did you mean \"path\"?"
+        );
+        assert_eq!(
             problem("[plugins.\"io.containerd.grpc.v1.cri\"]\n"),
             "1: plugins: unknown key; `berth config default` lists all keys"
         );
@@ -173,6 +191,7 @@ mod tests {
             ("log_format = \"xml\"\n", "1: log_format: unknown variant `xml`"),
             ("stream_address = \"nowhere\"\n", "1: stream_address: invalid socket address"),
             ("certs_dir = [\"/a\", 4]\n", "1: certs_dir: 4 is not a path"),
+            ("[handlers.runc]\npath = \"runc\"\n", "2: handlers.runc.path: \"runc\" is not an absolute"),
             ("[network]\nsubnets = [\"10.83.0.0/16\", \"x\"]\n", "2: network.subnets: "),
         ] {
             let problem = problem(text);

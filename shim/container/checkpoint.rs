@@ -57,6 +57,10 @@ pub async fn checkpoint_container(
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
     running(&container)?;
+    if let Some(runtime) = container.runtime() {
+        let why = format!("{} runs it, and only berth's own runtime checkpoints", runtime.program.display());
+        return Err(CriError::precondition(format!("container {}", container.id), why).into());
+    }
     let configured = parts.criu.clone();
     let criu = blocking(move || criu::find(configured.as_deref(), kernel_version())).await?;
     let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_secs(timeout));

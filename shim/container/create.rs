@@ -27,6 +27,7 @@ use crate::cgroups::Cgroups;
 use crate::daemon::{Daemon, Shared};
 use crate::descriptors;
 use crate::error::CriError;
+use crate::handlers;
 use crate::ids::ContainerId;
 use crate::images;
 use crate::keeper::{KeeperClient, KeeperError};
@@ -139,6 +140,10 @@ impl ContainerBuilder {
         self.progress.step("signature policy");
         self.check_policy(&image, restore.as_ref()).await?;
         let container = self.write_intent(&image, restore.is_some()).await?;
+        if restore.is_some() && container.runtime().is_some() {
+            let why = "the OCI runtime of its pod's handler cannot restore a checkpoint";
+            return Err(CriError::precondition(format!("container {}", self.id), why));
+        }
         self.progress.step("writable layer");
         let layer = self.make_layer(&image, &volumes).await?;
         if let Some(restore) = &restore {
@@ -213,6 +218,15 @@ impl ContainerBuilder {
         Ok((restore.image.clone(), Some(restore)))
     }
 
+    /// Has the OCI runtime forget the container, after its first process has ended.
+    fn undo_runtime(&mut self, container: &Container, poststop: Duration) {
+        let Some(runtime) = container.runtime() else { return };
+        let id = self.id.clone();
+        self.undo.push("delete the container of the OCI runtime", async move {
+            handlers::calls::delete(&runtime, &id, poststop).await.map_err(|error| error.to_string())
+        });
+    }
+
     fn undo_folder(&mut self, folder: &Path) {
         let gone = folder.to_owned();
         self.undo.push("remove the container's folder", async move {
@@ -257,6 +271,7 @@ impl ContainerBuilder {
             resources: None,
             update_annotations: BTreeMap::new(),
             restores,
+            runtime: self.pod.with(|pod| handlers::runtime_of(&self.daemon.config, &pod.runtime_handler)),
             image: Some(images::shown(&self.config.image.clone().unwrap_or_default(), image)),
             state: ContainerState::Creating,
         };
@@ -403,6 +418,7 @@ impl ContainerBuilder {
         container: &Container,
         assembled: Assembled,
     ) -> Result<i32, CriError> {
+        self.undo_runtime(container, assembled.runtime_hooks);
         let hooks = assembled.plan.hooks.as_ref();
         let poststop = hooks.map_or(Duration::ZERO, |hooks| hooks.longest(&[HookKind::Poststop]));
         let (forget, id) = (link.clone(), self.id.clone());
@@ -416,8 +432,11 @@ impl ContainerBuilder {
         });
         let plan = Box::new(assembled.plan.clone());
         let folder = container.folder().display().to_string();
-        let hooks = assembled.plan.hooks.as_ref();
-        let more = hooks.map_or(Duration::ZERO, |hooks| hooks.longest(&hooks::OF_CREATE));
+        let more = match container.runtime() {
+            // The runtime runs the hooks.
+            Some(_) => assembled.runtime_hooks,
+            None => hooks.map_or(Duration::ZERO, |hooks| hooks.longest(&hooks::OF_CREATE)),
+        };
         let call = Call::Create { container: self.id.as_str().to_owned(), folder, plan };
         match link.call_with(call, assembled.descriptors, more).await {
             Ok((Outcome::Created { pid }, _)) => Ok(pid),

@@ -68,6 +68,10 @@ pub(crate) async fn record_failure(container: &Arc<Container>, failure: &InitFai
 /// Runs the `poststop` hooks of a container whose keeper was killed before the container had ended. After a reboot,
 /// nothing is left that they could undo.
 pub(crate) async fn run_poststop(container: &Arc<Container>) {
+    if container.runtime().is_some() {
+        // The OCI runtime runs them when the container is removed.
+        return;
+    }
     let ended = container.clone();
     let run = blocking(move || {
         let boot_id = boot_id().map_err(|error| CriError::internal("read the boot id", error))?;

@@ -11,6 +11,7 @@ use super::{exit, hooks};
 use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
+use crate::handlers;
 use crate::keeper::KeeperError;
 use crate::leftovers::{self, Leftover};
 use crate::operation::{OperationKey, Progress};
@@ -66,6 +67,11 @@ async fn run_steps(
     progress.step("turn");
     let _turn = container.turn.write().await;
     forget(pods, cgroups, container).await?;
+    if let Some(runtime) = container.runtime() {
+        progress.step("OCI runtime");
+        let more = hooks::longest(container, &[HookKind::Poststop]).await;
+        handlers::calls::delete(&runtime, &container.id, more).await?;
+    }
     progress.step("cgroup");
     cgroups.release(container.with(|record| record.cgroup.clone())).await?;
     progress.step("writable layer");

@@ -10,6 +10,7 @@ use tonic::Status;
 use super::exit;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
+use crate::handlers;
 use crate::keeper::KeeperError;
 use crate::operation::{OperationKey, Progress};
 use crate::pods::Pods;
@@ -83,10 +84,20 @@ fn is_reconciled(store: &Store, container: &Container) -> bool {
     store.pod(container.pod.as_str()).is_ok_and(|pod| pod.is_reconciled_now())
 }
 
-/// Has the keeper send the stop signal. Returns false if the keeper does not answer: the caller then kills.
+/// Has the keeper, or the container's OCI runtime, send the stop signal. Returns false if it does not answer: the caller then
+/// kills.
 async fn send_stop_signal(pods: &Pods, container: &Container) -> Result<bool, CriError> {
     let Some(link) = pods.keeper_of(container)? else { return Ok(false) };
     let signal = container.with(|record| record.stop_signal);
+    if let Some(runtime) = container.runtime() {
+        let sent = handlers::calls::kill(&runtime, &container.id, signal).await;
+        if let Err(error) = &sent
+            && !matches!(container.state(), ContainerState::Exited(_))
+        {
+            tracing::warn!(container = container.id.as_str(), %error, "failed to send the stop signal");
+        }
+        return Ok(sent.is_ok());
+    }
     let call = Call::Signal { container: container.id.as_str().to_owned(), signal };
     match link.execute(call).await {
         Ok(()) => Ok(true),

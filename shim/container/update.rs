@@ -16,6 +16,7 @@ use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::daemon::Daemon;
 use crate::error::CriError;
+use crate::handlers;
 use crate::nri::adaptation::NriError;
 use crate::nri::adjust::resources::overlay;
 use crate::nri::events::Notice;
@@ -199,7 +200,13 @@ impl Update {
     }
 
     async fn apply_limits(&mut self, limits: &Limits) -> Result<(), CriError> {
-        if !self.update_cgroup(limits.clone()).await? || !self.parts.cgroups.has_scopes() {
+        if !self.update_cgroup(limits.clone()).await? {
+            return Ok(());
+        }
+        if let Some(runtime) = self.container.runtime() {
+            handlers::calls::update(&runtime, &self.container.id, &limits.after).await?;
+        }
+        if !self.parts.cgroups.has_scopes() {
             return Ok(());
         }
         let path = self.container.with(|record| CgroupPath::from_recorded(&record.cgroup))?;

@@ -7,8 +7,9 @@ use std::sync::{Arc, OnceLock};
 
 use berth_runtime::cgroup::Cgroup;
 use berth_runtime::compile::{FdList, compile_process, compile_users};
-use berth_runtime::plan::ExecPlan;
+use berth_runtime::plan::{ExecPlan, RuntimeExec};
 use berth_runtime::wire::{Call, Failure};
+use oci_spec::runtime::{BoxBuilder, Process};
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
@@ -16,6 +17,7 @@ use super::access::{ContainerAccess, keeper_of};
 use crate::blocking::blocking;
 use crate::descriptors;
 use crate::error::CriError;
+use crate::handlers::features;
 use crate::keeper::{KeeperClient, KeeperError};
 use crate::oci::exec_process;
 use crate::store::Container;
@@ -143,6 +145,21 @@ impl Drop for ExecProcess {
     }
 }
 
+/// Returns the part of an exec that the container's OCI runtime reads.
+fn runtime_exec(
+    mut process: Process,
+    size: Option<(u16, u16)>,
+    cgroup: Option<String>,
+) -> Result<RuntimeExec, CriError> {
+    if let Some((width, height)) = size {
+        let size = BoxBuilder::default().width(u64::from(width)).height(u64::from(height)).build();
+        process.set_console_size(size.ok());
+    }
+    let process =
+        serde_json::to_string(&process).map_err(|error| CriError::internal("encode a process", error))?;
+    Ok(RuntimeExec { process, cgroup })
+}
+
 /// The process's container, keeper and id.
 #[derive(Debug)]
 struct ExecHandle {
@@ -188,7 +205,13 @@ impl ExecHandle {
         let (access, container, id) = (self.access.clone(), self.container.clone(), self.id.clone());
         blocking(move || -> Result<_, CriError> {
             let CachedSpec { spec, filter } = container.spec.cached(&access.filters)?;
-            let mut process = compile_process(&exec_process(&spec, &command, stdio.tty)?)?;
+            let requested = exec_process(&spec, &command, stdio.tty)?;
+            let mut process = compile_process(&requested)?;
+            let runtime = container.runtime().map(|runtime| {
+                let cgroup = features::of_program(&runtime.program).exec_cgroup;
+                runtime_exec(requested, stdio.size, cgroup.value(&id, access.cgroups.is_v2()))
+            });
+            let runtime = runtime.transpose()?;
             process.terminal_size = stdio.size.or(process.terminal_size);
             let userns = compile_users(&spec);
             let cgroup = access.cgroup_of(&container)?;
@@ -204,8 +227,10 @@ impl ExecHandle {
             let stdin = stdio.stdin.map(|end| descriptors.push(end));
             let stdout = stdio.stdout.map(|end| descriptors.push(end));
             let stderr = stdio.stderr.map(|end| descriptors.push(end));
+            // An OCI runtime loads the filter of its container.
+            let filter = filter.filter(|_| runtime.is_none());
             process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
-            let plan = ExecPlan { process, cgroup, userns, stdin, stdout, stderr, tty: stdio.tty };
+            let plan = ExecPlan { process, cgroup, userns, stdin, stdout, stderr, tty: stdio.tty, runtime };
             Ok((plan, descriptors.into_owned()))
         })
         .await

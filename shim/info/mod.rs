@@ -13,6 +13,7 @@ use crate::check;
 use crate::checkpoint::criu::{self, CriuReport};
 use crate::config::Config;
 use crate::error::CriError;
+use crate::handlers::features;
 
 /// The version of berth.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -39,7 +40,7 @@ pub fn version() -> VersionResponse {
 ///
 /// # Errors
 /// The verbose part cannot be encoded as JSON.
-pub fn status_of(
+pub async fn status_of(
     config: &Config,
     network: &Network,
     criu: Option<&CriuReport>,
@@ -47,7 +48,8 @@ pub fn status_of(
     let network = network.status();
     let network =
         status::NetworkReadiness { ready: network.ready, reason: &network.reason, message: &network.message };
-    status::response(config, network, check::host(), criu)
+    let features = features::of_handlers(&config.handlers).await?;
+    status::response(config, network, check::host(), criu, &features)
 }
 
 /// Looks for CRIU, for a verbose status.

@@ -1,6 +1,6 @@
 //! Status: the conditions that the kubelet checks before it starts pods, and the data of `crictl info`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use berth_proto::v1::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusResponse,
@@ -14,6 +14,7 @@ use crate::check::files::kernel_version;
 use crate::checkpoint::criu::CriuReport;
 use crate::config::{BrokenDropIn, Config};
 use crate::error::CriError;
+use crate::handlers::features::RuntimeSupport;
 
 /// Whether pods can have a network, and the reason if not.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +27,7 @@ pub struct NetworkReadiness<'a> {
     pub message: &'a str,
 }
 
-/// Returns the response of Status: a verbose one if there is a report about CRIU.
+/// Returns the response of Status: a verbose one if there is a report about CRIU. `runtimes` are the OCI runtimes of handlers.
 ///
 /// # Errors
 /// The verbose part cannot be encoded as JSON.
@@ -35,13 +36,14 @@ pub fn response(
     network: NetworkReadiness<'_>,
     host: &HostReport,
     criu: Option<&CriuReport>,
+    runtimes: &BTreeMap<String, RuntimeSupport>,
 ) -> Result<StatusResponse, CriError> {
     let mut conditions = vec![runtime_ready(host), network_ready(network)];
     conditions.extend(config.broken_drop_ins.iter().map(broken_drop_in));
     Ok(StatusResponse {
         status: Some(RuntimeStatus { conditions }),
         info: criu.map(|criu| info(config, host, criu)).transpose()?.unwrap_or_default(),
-        runtime_handlers: handlers(config),
+        runtime_handlers: handlers(config, runtimes),
         features: Some(RuntimeFeatures {
             supplemental_groups_policy: true,
             user_namespaces_host_network: false,
@@ -86,8 +88,8 @@ fn broken_drop_in(broken: &BrokenDropIn) -> RuntimeCondition {
 }
 
 /// Returns the handlers by name. The kubelet uses the one with the empty name as the default.
-fn handlers(config: &Config) -> Vec<RuntimeHandler> {
-    let features = RuntimeHandlerFeatures {
+fn handlers(config: &Config, runtimes: &BTreeMap<String, RuntimeSupport>) -> Vec<RuntimeHandler> {
+    let own = RuntimeHandlerFeatures {
         // mount_setattr(2) with AT_RECURSIVE.
         recursive_read_only_mounts: kernel_version().is_some_and(|version| version >= (5, 12)),
         // Overlays can be ID-mapped since Linux 5.19; tmpfs, which kubelets use for volumes, since 6.3.
@@ -97,7 +99,18 @@ fn handlers(config: &Config) -> Vec<RuntimeHandler> {
     names.push("");
     names.sort_unstable();
     names.dedup();
-    names.into_iter().map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features) }).collect()
+    let features = |name: &str| match runtimes.get(name) {
+        None => own,
+        // The sandbox is berth's, so both must support it.
+        Some(runtime) => RuntimeHandlerFeatures {
+            recursive_read_only_mounts: own.recursive_read_only_mounts && runtime.recursive_read_only_mounts,
+            user_namespaces: own.user_namespaces && runtime.user_namespaces,
+        },
+    };
+    names
+        .into_iter()
+        .map(|name| RuntimeHandler { name: name.to_owned(), features: Some(features(name)) })
+        .collect()
 }
 
 fn info(config: &Config, host: &HostReport, criu: &CriuReport) -> Result<HashMap<String, String>, CriError> {
@@ -146,7 +159,8 @@ mod tests {
 
     #[test]
     fn a_fit_host_with_a_network_is_ready() {
-        let answer = response(&Config::default(), NETWORK, &host(Availability::Yes), None).unwrap();
+        let answer =
+            response(&Config::default(), NETWORK, &host(Availability::Yes), None, &BTreeMap::new()).unwrap();
         let expected = ["RuntimeReady", "NetworkReady"].map(|kind| (kind.to_owned(), true, String::new()));
         assert_eq!(conditions(&answer), expected);
         assert!(answer.info.is_empty());
@@ -159,7 +173,7 @@ mod tests {
         let config = Config { broken_drop_ins: vec![broken], ..Config::default() };
         let network =
             NetworkReadiness { ready: false, reason: "NetworkPluginNotReady", message: "10-x:1: bad" };
-        let answer = response(&config, network, &host(Availability::No), None).unwrap();
+        let answer = response(&config, network, &host(Availability::No), None, &BTreeMap::new()).unwrap();
         let expected = [
             ("RuntimeReady", "this host lacks overlayfs (no such device); see berth check"),
             ("NetworkReady", "10-x:1: bad"),
@@ -173,15 +187,27 @@ mod tests {
     fn the_default_handler_comes_first_under_the_empty_name() {
         let config =
             Config { runtime_handlers: vec!["z".to_owned(), "berth".to_owned()], ..Config::default() };
-        let answer = response(&config, NETWORK, &host(Availability::Yes), None).unwrap();
+        let answer = response(&config, NETWORK, &host(Availability::Yes), None, &BTreeMap::new()).unwrap();
         let names: Vec<_> = answer.runtime_handlers.iter().map(|handler| handler.name.as_str()).collect();
         assert_eq!(names, ["", "berth", "z"]);
     }
 
     #[test]
+    fn the_features_of_an_oci_runtime_are_its_own() {
+        let config = Config { runtime_handlers: vec!["old".to_owned()], ..Config::default() };
+        let runtimes = BTreeMap::from([("old".to_owned(), RuntimeSupport::default())]);
+        let answer = response(&config, NETWORK, &host(Availability::Yes), None, &runtimes).unwrap();
+        let features: Vec<_> = answer.runtime_handlers.iter().map(|handler| handler.features).collect();
+        assert_eq!(features[1], Some(RuntimeHandlerFeatures::default()));
+        assert_ne!(features[0], features[1], "berth's own runtime");
+    }
+
+    #[test]
     fn verbose_info_is_json_by_key() {
         let criu = CriuReport { program: None, version: None, usable: false, why: "no criu".to_owned() };
-        let answer = response(&Config::default(), NETWORK, &host(Availability::Yes), Some(&criu)).unwrap();
+        let answer =
+            response(&Config::default(), NETWORK, &host(Availability::Yes), Some(&criu), &BTreeMap::new())
+                .unwrap();
         let value = |key: &str| serde_json::from_str::<serde_json::Value>(&answer.info[key]).unwrap();
         assert_eq!(value("config")["socket"], "/run/berth/berth.sock");
         assert_eq!(value("versions")["berth"], VERSION);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::{InventoryError, Object, ObjectKind, Owner, Scope};
+use crate::handlers::runtime_of;
 use crate::ids::ContainerId;
 use crate::log_folders;
 use crate::store::file;
@@ -19,18 +20,22 @@ const STALE: Duration = Duration::from_secs(60);
 /// Makes an owner of an id.
 type OwnerOf = fn(String) -> Owner;
 
-/// Returns the folders of pods and containers, and the writable layers.
+/// Returns the folders of pods and containers, the writable layers, and the state of OCI runtimes.
 ///
 /// # Errors
 /// A folder cannot be read.
 pub fn folders(scope: &Scope) -> Result<Vec<Object>, InventoryError> {
     let layers = scope.config.root.join("image/containers");
-    let kinds: [(ObjectKind, PathBuf, OwnerOf); 4] = [
+    let mut kinds: Vec<(ObjectKind, PathBuf, OwnerOf)> = vec![
         (ObjectKind::PodFolder, scope.folders.pods(), Owner::Pod),
         (ObjectKind::StateFolder, scope.folders.pods_state(), Owner::Pod),
         (ObjectKind::ContainerFolder, scope.folders.containers(), Owner::Container),
         (ObjectKind::WritableLayer, layers, Owner::Container),
     ];
+    let runtimes = scope.config.handlers.iter().filter_map(|(name, _)| runtime_of(&scope.config, name));
+    kinds.extend(runtimes.map(|runtime| -> (ObjectKind, PathBuf, OwnerOf) {
+        (ObjectKind::RuntimeState, runtime.root, Owner::Container)
+    }));
     let mut objects = Vec::new();
     for (kind, folder, owner) in kinds {
         let ids = file::names_in(&folder)?.into_iter().filter(|name| is_id(name));

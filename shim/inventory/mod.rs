@@ -88,6 +88,8 @@ pub enum ObjectKind {
     Socket,
     /// A log folder that berth has created.
     LogFolder,
+    /// The state of a container of an OCI runtime.
+    RuntimeState,
     /// The volatile folder of a pod: the keeper's socket and log.
     StateFolder,
     /// The persistent folder of a container.
@@ -124,6 +126,7 @@ impl ObjectKind {
             Self::TemporaryFile => "temporary-file",
             Self::Socket => "socket",
             Self::LogFolder => "log-folder",
+            Self::RuntimeState => "runtime-state",
             Self::StateFolder => "state-folder",
             Self::ContainerFolder => "container-folder",
             Self::PodFolder => "pod-folder",

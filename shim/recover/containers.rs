@@ -1,6 +1,7 @@
 //! Recovery of containers.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use berth_image::ImageStore;
 use tokio::task::JoinSet;
@@ -10,9 +11,11 @@ use crate::cgroups::Cgroups;
 use crate::container::hooks;
 use crate::container::reconcile::{self, EndRecord};
 use crate::error::CriError;
+use crate::handlers;
 use crate::ids::ContainerId;
 use crate::instruments::{Recovered, RecoveredObject};
 use crate::pods::Pods;
+use crate::store::container::ContainerRuntime;
 use crate::store::file::FileError;
 use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 
@@ -20,10 +23,17 @@ use crate::store::{Container, ContainerRecord, ContainerState, Folders, file};
 #[derive(Debug, Default)]
 pub(super) struct ContainerCleanup {
     /// Containers with an interrupted creation, without a readable record or without a pod. Everything with
-    /// their id is removed. The cgroup is known if the record is.
-    discard: Vec<(ContainerId, Option<String>)>,
+    /// their id is removed. The cgroup and the runtime are known if the record is.
+    discard: Vec<(ContainerId, Option<DiscardedParts>)>,
     /// Containers of pods without a keeper, and whether the keeper has left an exit record.
     ended: Vec<(Arc<Container>, EndRecord)>,
+}
+
+/// The parts of a discarded container that its record names.
+#[derive(Debug)]
+struct DiscardedParts {
+    cgroup: String,
+    runtime: Option<ContainerRuntime>,
 }
 
 /// Reads all records and fills the store.
@@ -81,7 +91,8 @@ fn load_one(
             "removing a container without a pod or after an interrupted creation"
         );
         pods.instruments.recovered(RecoveredObject::Container, Recovered::Removed);
-        return cleanup.discard.push((id, Some(record.cgroup)));
+        let parts = DiscardedParts { cgroup: record.cgroup, runtime: record.runtime };
+        return cleanup.discard.push((id, Some(parts)));
     };
     let container = Arc::new(Container::new(record, folder, pods.records.clone()));
     pods.store.insert_container(container.clone());
@@ -102,9 +113,9 @@ pub(super) async fn finish(
     cleanup: ContainerCleanup,
 ) {
     let mut tasks = JoinSet::new();
-    for (id, cgroup) in cleanup.discard {
+    for (id, parts) in cleanup.discard {
         let (folders, cgroups, images) = (folders.clone(), cgroups.clone(), images.clone());
-        tasks.spawn(async move { discard(&folders, &cgroups, &images, &id, cgroup).await });
+        tasks.spawn(async move { discard(&folders, &cgroups, &images, &id, parts).await });
     }
     for (container, recorded) in cleanup.ended {
         let cgroups = cgroups.clone();
@@ -130,8 +141,14 @@ async fn discard(
     cgroups: &Cgroups,
     images: &ImageStore,
     id: &ContainerId,
-    cgroup: Option<String>,
+    parts: Option<DiscardedParts>,
 ) {
+    let (cgroup, runtime) = parts.map(|parts| (parts.cgroup, parts.runtime)).unzip();
+    if let Some(runtime) = runtime.flatten()
+        && let Err(error) = handlers::calls::delete(&runtime, id, Duration::ZERO).await
+    {
+        tracing::warn!(container = id.as_str(), %error, "failed to delete the container of an OCI runtime");
+    }
     let released = match cgroup {
         Some(cgroup) => cgroups.release(cgroup).await,
         None => cgroups.release_all_of(id.as_str()).await,

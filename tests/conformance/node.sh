@@ -7,6 +7,8 @@
 # files removed.
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/berth-conformance-XXXXXX")
+# As /var/lib: root of a user namespace enters the bundle of an OCI runtime by its path.
+chmod 755 "$work"
 pids=()
 
 end() { # pid

@@ -30,6 +30,7 @@ mod diag;
 mod doc_paths;
 mod events;
 mod fsck;
+mod handlers;
 mod hooks;
 mod hostile_images;
 mod idle;

@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_runtime::init::{Descriptors, Streams, exec};
-use berth_runtime::plan::{ExecPlan, FdSlot};
+use berth_runtime::init::{Descriptors, Streams, exec, runtime};
+use berth_runtime::plan::{CgroupJoin, ExecPlan, FdSlot};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys::process::{self, Ended};
 use berth_runtime::sys::{self, namespaces::Namespaces};
 use berth_runtime::wire::transport::Report;
 use berth_runtime::wire::{Event, Failure, Outcome};
 
-use crate::container::Container;
+use crate::container::{Container, caller_options};
 use crate::failure::{Answer, Origin, not_found, state, system, vanished};
 use crate::gate::{GateEvent, failure_of, read_gate};
 use crate::services::Services;
@@ -39,6 +39,8 @@ struct Exec {
     init: i32,
     /// The supervisor of its system calls, if its filter has one.
     supervisor: Option<Supervisor>,
+    /// Whether the child is still the one that has an OCI runtime start the exec.
+    awaits_creation: bool,
 }
 
 impl Execs {
@@ -54,6 +56,9 @@ impl Execs {
         if self.entries.contains_key(&id) {
             return Err(state(&format!("exec {id}"), "started already"));
         }
+        if plan.runtime.is_some() != container.runtime().is_some() {
+            return Err(state(&format!("container {}", container.id()), "that of another runtime"));
+        }
         let exec = Exec::spawn(plan, container, Descriptors(descriptors), &services.proc, origin);
         let exec = exec.map_err(|error| system(&error))?;
         let watched = services.watch.add(exec.child.gate.as_fd(), EventSource::ExecGate(id.clone()));
@@ -65,7 +70,10 @@ impl Execs {
     /// Sends a signal to an exec's process.
     pub(crate) fn signal(&self, id: &str, signal: i32) -> Answer {
         let exec = self.entries.get(id).ok_or_else(|| not_found(&format!("exec {id}")))?;
-        process::signal(exec.child.pidfd.as_fd(), signal).map_err(|error| system(&error))?;
+        match exec.awaits_creation {
+            true => exec.kill(),
+            false => process::signal(exec.child.pidfd.as_fd(), signal).map_err(|error| system(&error))?,
+        }
         Ok(Outcome::Done)
     }
 
@@ -81,9 +89,16 @@ impl Execs {
                 }
             }
             GateEvent::Report(Report::Listener, Some(descriptor)) => exec.supervise(&descriptor, services),
+            GateEvent::Report(Report::Created { pid }, _) if exec.awaits_creation => {
+                exec.awaits_creation = false;
+                if let Err(error) = exec.child.adopt(pid, &mut services.orphans) {
+                    self.started(id, Err(system(&error)), services);
+                }
+            }
             GateEvent::Report(report, _) => self.started(id, Err(failure_of(report)), services),
             GateEvent::End => {
-                let started = if exec.child.awaits_move() { Err(vanished()) } else { Ok(()) };
+                let ended = exec.child.awaits_move() || exec.awaits_creation;
+                let started = if ended { Err(vanished()) } else { Ok(()) };
                 self.started(id, started, services);
             }
         }
@@ -180,9 +195,22 @@ impl Exec {
             stderr: stream(plan.stderr)?,
         };
         let (init, keyring) = (container.pidfd(), container.keyring());
-        let child = spawn(options, |gate, single| {
-            exec::run(exec::ExecStart { plan, descriptors, init, keyring, proc, streams, gate, single })
-        })?;
+        let no_cgroup = CgroupJoin::default();
+        let child = match (container.runtime(), &plan.runtime) {
+            (Some(other), Some(exec)) => spawn(caller_options(&no_cgroup, descriptors), |gate, _single| {
+                runtime::exec(runtime::RuntimeExecStart {
+                    runtime: other,
+                    plan,
+                    exec,
+                    descriptors,
+                    streams,
+                    gate,
+                })
+            })?,
+            _ => spawn(options, |gate, single| {
+                exec::run(exec::ExecStart { plan, descriptors, init, keyring, proc, streams, gate, single })
+            })?,
+        };
         Ok(Self {
             child,
             starting: Some(origin),
@@ -190,6 +218,7 @@ impl Exec {
             master: None,
             init: container.pid(),
             supervisor: Supervisor::of(&plan.process, container.id(), container.folder()),
+            awaits_creation: plan.runtime.is_some(),
         })
     }
 
@@ -213,6 +242,11 @@ impl Exec {
     }
 
     fn kill(&self) {
-        process::kill(self.child.pidfd.as_fd());
+        if self.awaits_creation {
+            // The child then kills the runtime. If it has ended, there is nothing to cancel.
+            let _ended = rustix::net::shutdown(&self.child.gate, rustix::net::Shutdown::Both);
+        } else {
+            process::kill(self.child.pidfd.as_fd());
+        }
     }
 }

@@ -3,11 +3,14 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use berth_runtime::sys;
-use berth_runtime::wire::Failure;
 use berth_runtime::wire::transport::{RECORD, Report};
+use berth_runtime::wire::{Failure, InitFailure};
 use rustix::io::Errno;
 
 use crate::failure::vanished;
+
+/// The maximum length of a detail in a file.
+const LONGEST_DETAIL: usize = 16 << 10;
 
 /// An event of a child's socket.
 #[derive(Debug)]
@@ -25,6 +28,9 @@ pub(crate) fn read_gate(gate: BorrowedFd<'_>) -> Option<GateEvent> {
     match sys::socket::receive_from(gate, &mut record) {
         Ok(packet) => match Report::decode(record.get(..packet.length).unwrap_or_default()) {
             Some(Report::Moved) => Some(GateEvent::Moved(packet.sender)),
+            Some(Report::Failed(failure)) => {
+                Some(GateEvent::Report(Report::Failed(with_text(failure, &packet.descriptors)), None))
+            }
             Some(report) => Some(GateEvent::Report(report, packet.descriptors.into_iter().next())),
             None => Some(GateEvent::End),
         },
@@ -32,6 +38,13 @@ pub(crate) fn read_gate(gate: BorrowedFd<'_>) -> Option<GateEvent> {
         // ECONNRESET: the child has ended before it read everything that was sent to it.
         Err(_) => Some(GateEvent::End),
     }
+}
+
+/// Completes the detail of a failure from the file that came with it.
+fn with_text(failure: InitFailure, descriptors: &[OwnedFd]) -> InitFailure {
+    let text = descriptors.first().and_then(|file| sys::fs::read_all(file, LONGEST_DETAIL).ok());
+    let detail = text.map(|text| String::from_utf8_lossy(&text).into_owned());
+    InitFailure { detail: detail.unwrap_or(failure.detail), ..failure }
 }
 
 /// The failure that a report means in a state that does not expect it.
@@ -43,6 +56,7 @@ pub(crate) fn failure_of(report: Report) -> Failure {
         | Report::Listener
         | Report::Moved
         | Report::Hooks
+        | Report::Created { .. }
         | Report::Restored { .. } => vanished(),
     }
 }

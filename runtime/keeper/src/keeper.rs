@@ -17,6 +17,7 @@ use crate::container::Container;
 use crate::containers::{Containers, CreateCall};
 use crate::execs::Execs;
 use crate::failure::{Origin, not_found, state};
+use crate::orphans::Orphans;
 use crate::pause::{Pause, PauseProgram};
 use crate::services::Services;
 use crate::watch::{EventSource, Watch};
@@ -50,9 +51,9 @@ impl Keeper {
         let connections = Connections::new(listener, &mut watch)?;
         let children = process::child_signals()?;
         watch.add(children.as_fd(), EventSource::Children)?;
-        let (writer, buffers) = (Writer::default(), Buffers::default());
+        let (writer, buffers, orphans) = (Writer::default(), Buffers::default(), Orphans::default());
         Ok(Self {
-            services: Services { watch, connections, writer, buffers, proc },
+            services: Services { watch, connections, writer, buffers, proc, orphans },
             children,
             pause_program,
             pause: None,
@@ -115,6 +116,7 @@ impl Keeper {
                 *has_free_memory |= containers.running(&id).is_ok();
             }
             EventSource::Hooks(id) => containers.on_event(&id, services, Container::on_hooks),
+            EventSource::Starter(id) => containers.on_event(&id, services, Container::on_starter),
             EventSource::Input(id) => containers.on_event(&id, services, Container::on_input),
             EventSource::Output(id, place) => {
                 containers
@@ -165,7 +167,7 @@ impl Keeper {
                 let call = CreateCall { id, folder, plan: &plan, descriptors: &descriptors };
                 containers.create(origin, call, self.pause.as_ref(), services).map(|()| None)
             }
-            Call::Start { container } => containers.find(&container)?.start(origin).map(|()| None),
+            Call::Start { container } => containers.find(&container)?.start(origin, services).map(|()| None),
             Call::Signal { container, signal } => containers.find(&container)?.signal(signal).map(Some),
             Call::Exec { container, exec, plan } => {
                 let target = containers.running(&container)?;
@@ -213,7 +215,9 @@ impl Keeper {
         while let Some(pid) = process::peek_ended() {
             self.on_child_end(pid);
             // Reaps an orphan, or a child whose exit status was already read.
-            process::reap_pid(pid);
+            if let Some(ended) = process::reap_pid(pid) {
+                self.services.orphans.note(pid, ended);
+            }
         }
         self.containers.exclude_oom_kills();
     }

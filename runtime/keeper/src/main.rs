@@ -9,6 +9,7 @@
 //!   system calls
 //! * [`container`]: the life of one container, with its [`output`] and [`log`], its [`attachments`] ([`client`],
 //!   [`input`]), and its [`hooks`] of the host, which run in a child
+//! * [`orphans`]: the ends of processes that an OCI runtime leaves
 //! * [`lines`], [`stamp`]: conversion of output to lines of a CRI log
 //! * [`writer`], [`write_process`]: a child that writes to disks, which may hang
 
@@ -29,6 +30,7 @@ mod input;
 mod keeper;
 mod lines;
 mod log;
+mod orphans;
 mod output;
 mod pause;
 mod services;

@@ -8,6 +8,7 @@ use berth_runtime::wire::Event;
 use crate::buffers::Buffers;
 use crate::connections::Connections;
 use crate::failure::{Answer, Origin};
+use crate::orphans::Orphans;
 use crate::watch::Watch;
 use crate::writer::Writer;
 
@@ -19,6 +20,7 @@ pub(crate) struct Services {
     pub(crate) writer: Writer,
     pub(crate) buffers: Buffers,
     pub(crate) proc: Proc,
+    pub(crate) orphans: Orphans,
 }
 
 impl Services {

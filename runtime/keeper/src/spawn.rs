@@ -12,6 +12,7 @@ use berth_runtime::wire::Failure;
 use rustix::fs::{CWD, Mode, OFlags};
 
 use crate::failure::system;
+use crate::orphans::Orphans;
 
 /// A cloned child.
 #[derive(Debug)]
@@ -51,6 +52,22 @@ impl Spawned {
         self.pidfd = process::open(pid)?;
         self.pid = pid;
         self.ended = None;
+        Ok(())
+    }
+
+    /// Switches to a process that was a child of the child, and is now one of the keeper.
+    ///
+    /// # Errors
+    /// The process is not a child of the keeper, and was none.
+    pub(crate) fn adopt(&mut self, pid: i32, orphans: &mut Orphans) -> sys::Result<()> {
+        match process::child(pid) {
+            Ok(pidfd) => {
+                self.pidfd = pidfd;
+                self.ended = None;
+            }
+            Err(error) => self.ended = Some(orphans.take(pid).ok_or(error)?),
+        }
+        self.pid = pid;
         Ok(())
     }
 

@@ -32,6 +32,8 @@ pub(crate) enum EventSource {
     ExecGate(String),
     /// The socket of the process that runs a container's hooks.
     Hooks(String),
+    /// The socket of the process that has an OCI runtime start a container.
+    Starter(String),
     Output(String, usize),
     /// The socket of the writer process.
     Writer,

@@ -222,6 +222,7 @@ pub fn compile_container(spec: &Spec, context: &PlanInput<'_>) -> Result<Contain
         process,
         stdio: context.stdio.clone(),
         restore: None,
+        runtime: None,
     })
 }
 

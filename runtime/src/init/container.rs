@@ -289,6 +289,15 @@ fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedF
             }
         }
     }
+    make_folders(plan, root)?;
+    for (index, (name, value)) in plan.sysctls.iter().enumerate() {
+        proc.set_sysctl(name, value).at_index(Step::Sysctl, index)?;
+    }
+    Ok(())
+}
+
+/// Creates the volumes of the image and the working folder.
+pub(super) fn make_folders(plan: &ContainerPlan, root: &Root) -> StepResult<()> {
     let folders = plan.directories.iter().chain([&plan.process.cwd]);
     for (index, path) in folders.enumerate() {
         // If the working folder cannot be entered, its own step reports it.
@@ -297,9 +306,6 @@ fn fill(plan: &ContainerPlan, root: &Root, proc: &Proc, nodes: Option<Vec<OwnedF
         if is_volume && plan.rootfs_readonly && plan.mounts.iter().all(|op| op.target != *path) {
             mounts::attach_to_itself(&folder).at_index(Step::Directory, index)?;
         }
-    }
-    for (index, (name, value)) in plan.sysctls.iter().enumerate() {
-        proc.set_sysctl(name, value).at_index(Step::Sysctl, index)?;
     }
     Ok(())
 }

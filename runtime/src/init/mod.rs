@@ -6,7 +6,8 @@
 //! other namespaces, sets its credentials and closes its descriptors. Only then does a clone of it continue in
 //! that PID namespace ([`last`]).
 //!
-//! * [`restore`]: the steps before the restore of a checkpoint
+//! * [`restore`]: the steps before the restore of a checkpoint; [`runtime`]: the steps of a child that calls another OCI
+//!   runtime
 //! * [`container`]: the steps of a container; [`exec`]: of an exec; [`sandbox`]: of a pause
 //! * [`mounts`]: root filesystem and volumes; [`devices`]: device nodes; [`masks`]: hidden paths; [`peers`]: checks whether mounts in volumes
 //!   can propagate; [`users`]: ids of volumes
@@ -22,6 +23,7 @@ mod mounts;
 mod peers;
 mod process;
 pub mod restore;
+pub mod runtime;
 pub mod sandbox;
 mod seccomp;
 mod users;
@@ -172,6 +174,12 @@ impl Gate {
     fn another(&self) -> sys::Result<Self> {
         use sys::Context;
         Ok(Self { socket: self.socket.try_clone().on("dup", "the gate")? })
+    }
+
+    /// Reports a failure with its whole detail, which is longer than a record.
+    fn report_at_length(&self, failure: &InitFailure) {
+        let text = sys::fs::sealed("failure", failure.detail.as_bytes(), false);
+        self.report(&Report::Failed(failure.clone()), text.as_ref().ok().map(AsFd::as_fd));
     }
 
     /// Reports the failure and ends this process.

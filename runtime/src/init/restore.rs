@@ -100,7 +100,7 @@ fn make_place() -> sys::Result<()> {
     mount::attach(tree.as_fd(), mount::place(restore::PLACE)?.as_fd())
 }
 
-fn make_folder(path: &str) -> sys::Result<()> {
+pub(super) fn make_folder(path: &str) -> sys::Result<()> {
     rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o755)).on("mkdir", path)
 }
 
@@ -135,7 +135,7 @@ fn attach_mount(root: &Root, op: &MountOp, source: MountSource, index: usize) ->
     attach_by_kind(&tree, &format!("{}/{index}", restore::MOUNTS)).at_index(Step::Mount, index)
 }
 
-fn attach_by_kind(tree: &OwnedFd, path: &str) -> sys::Result<()> {
+pub(super) fn attach_by_kind(tree: &OwnedFd, path: &str) -> sys::Result<()> {
     match mounts::is_folder(tree).on("fstat", path)? {
         true => attach_folder(tree.as_fd(), path),
         false => attach_file(tree.as_fd(), path),

@@ -8,6 +8,7 @@ use super::mounts::{MountOp, Propagation};
 use super::namespaces::{NamespaceSource, PidNamespace, UserNamespace};
 use super::process::ProcessPlan;
 use super::restore::RestorePlan;
+use super::runtime::RuntimePlan;
 use super::{CgroupJoin, FdSlot};
 
 /// The plan of a container.
@@ -62,6 +63,10 @@ pub struct ContainerPlan {
     /// The checkpoint that is restored in place of the command.
     #[serde(default)]
     pub restore: Option<RestorePlan>,
+    /// The OCI runtime that creates the container. It reads the bundle's `config.json`; of this plan it needs only the root
+    /// filesystem, the mounts that come from outside of the container, the folders and the streams.
+    #[serde(default)]
+    pub runtime: Option<RuntimePlan>,
 }
 
 /// The standard streams of a container.

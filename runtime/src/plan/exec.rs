@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::namespaces::UserNamespace;
 use super::process::ProcessPlan;
+use super::runtime::RuntimeExec;
 use super::{CgroupJoin, FdSlot};
 
 /// The plan of an exec: a further process in a running container.
@@ -25,4 +26,7 @@ pub struct ExecPlan {
     /// Whether the exec has a pseudo terminal, created in the container's devpts. The keeper sends its master with
     /// the answer.
     pub tty: bool,
+    /// The input of the OCI runtime that created the container. Without one, berth's own runtime did.
+    #[serde(default)]
+    pub runtime: Option<RuntimeExec>,
 }

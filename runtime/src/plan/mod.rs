@@ -8,7 +8,7 @@
 //! * [`sandbox`], [`container`], [`exec`]: the three plans
 //! * [`process`]: the command and its credentials; [`scheduling`]: how the kernel schedules it
 //! * [`namespaces`], [`mounts`], [`devices`], [`hooks`]: the parts of a container; [`restore`]: a checkpoint in place of its
-//!   command
+//!   command; [`runtime`]: an OCI runtime that creates it
 
 pub mod container;
 pub mod devices;
@@ -18,6 +18,7 @@ pub mod mounts;
 pub mod namespaces;
 pub mod process;
 pub mod restore;
+pub mod runtime;
 pub mod sandbox;
 pub mod scheduling;
 
@@ -31,6 +32,7 @@ pub use mounts::{CgroupHierarchy, MountIds, MountKind, MountOp, Propagation};
 pub use namespaces::{IdRange, NamespaceSource, PidNamespace, UserNamespace};
 pub use process::{CapabilityMasks, ProcessPlan, Rlimit, SeccompListener, SeccompPlan};
 pub use restore::RestorePlan;
+pub use runtime::{RuntimeExec, RuntimePlan};
 pub use sandbox::{PodFile, SandboxPlan};
 pub use scheduling::{MemoryPolicyPlan, SchedulerPlan, SchedulingPlan};
 

@@ -77,12 +77,12 @@ pub fn peek_ended() -> Option<i32> {
     (pid > 0).then_some(pid)
 }
 
-/// Reaps a child by its pid if it has ended.
-pub fn reap_pid(pid: i32) {
-    if let Some(pid) = Pid::from_raw(pid) {
-        // If it is not a child, or has not ended, there is nothing to reap.
-        let _nothing = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
-    }
+/// Reaps a child by its pid if it has ended. If it is not a child, or has not ended, there is nothing to reap.
+pub fn reap_pid(pid: i32) -> Option<Ended> {
+    let pid = Pid::from_raw(pid)?;
+    let waited = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+    let (_, status) = waited.ok().flatten()?;
+    status.exit_status().map(Ended::Code).or_else(|| status.terminating_signal().map(Ended::Signal))
 }
 
 /// Opens a pidfd of a child of this process by its pid. The pid cannot be reused before the child is reaped.

@@ -109,6 +109,20 @@ pub fn connect_stream(path: &Path) -> Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Creates a listening stream socket in a folder that only root may enter.
+///
+/// # Errors
+/// The folder cannot be opened or written to, or the name exists.
+pub fn listen_stream(folder: &Path, name: &str) -> Result<OwnedFd> {
+    let directory = open_folder(folder)?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None);
+    let socket = socket.on("socket", "")?;
+    rustix::net::bind(&socket, &address(&directory, name)?).on("bind", folder.display())?;
+    rustix::net::listen(&socket, 1).on("listen", name)?;
+    Ok(socket)
+}
+
 /// Accepts a connection if its peer is root (unix(7), `SO_PEERCRED`).
 ///
 /// # Errors

@@ -142,6 +142,8 @@ impl Call {
     #[must_use]
     pub fn since(&self) -> u32 {
         match self {
+            Self::Create { plan, .. } if plan.runtime.is_some() => 6,
+            Self::Exec { plan, .. } if plan.runtime.is_some() => 6,
             Self::Create { plan, .. } if plan.restore.is_some() => 5,
             Self::Create { plan, .. } if plan.process.scheduling != SchedulingPlan::default() => 4,
             Self::Create { plan, .. } if plan.hooks.as_ref().is_some_and(has_new_hooks) => 3,

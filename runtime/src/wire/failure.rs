@@ -46,7 +46,7 @@ pub struct InitFailure {
     pub errno: i32,
     /// The index of the mount, device, path, sysctl or limit in the plan, if the step handles several.
     pub index: Option<u32>,
-    /// Further details. Often empty, at most 160 bytes.
+    /// Further details. Often empty; at most 160 bytes, or more in the failure of an OCI runtime.
     pub detail: String,
 }
 

@@ -46,8 +46,9 @@ pub use snapshot::{ContainerSnapshot, ExitRecord, Phase, Snapshot};
 pub use step::Step;
 
 /// The version of these messages. Version 2 added [`Call::Attach`] and [`Call::Resize`], version 3 hooks other than
-/// `createContainer` and [`Event::PoststopFailed`], version 4 the scheduling of processes, version 5 the restore of checkpoints.
-pub const PROTOCOL: u32 = 5;
+/// `createContainer` and [`Event::PoststopFailed`], version 4 the scheduling of processes, version 5 the restore of checkpoints,
+/// version 6 OCI runtimes.
+pub const PROTOCOL: u32 = 6;
 
 /// The version of the messages that added [`Event::PoststopFailed`].
 pub const POSTSTOP_EVENT: u32 = 3;

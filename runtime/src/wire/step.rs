@@ -108,6 +108,8 @@ steps! {
     Scheduling = 37, "set the scheduling";
     /// Restoring the processes of a checkpoint.
     Restore = 38, "restore the checkpoint";
+    /// A call of the OCI runtime that creates the container.
+    Runtime = 39, "call the OCI runtime";
     /// The process ended without a report.
     Vanished = 32, "the first process ended before exec";
 }

@@ -143,6 +143,7 @@ const LISTENER: u32 = 4;
 const TERMINAL: u32 = 5;
 const HOOKS: u32 = 6;
 const RESTORED: u32 = 7;
+const CREATED: u32 = 8;
 const NO_INDEX: u32 = u32::MAX;
 
 /// A report of a first process to its parent, over their socket: it has reached the gate, or it has failed. The
@@ -166,6 +167,11 @@ pub enum Report {
     /// The program that restores a checkpoint has restored its processes, which do not run yet. The first of them takes its
     /// place when the socket ends.
     Restored {
+        /// The pid in the keeper's PID namespace.
+        pid: i32,
+    },
+    /// An OCI runtime has created the process, which becomes a child of the keeper.
+    Created {
         /// The pid in the keeper's PID namespace.
         pid: i32,
     },
@@ -193,6 +199,10 @@ impl Report {
                 put(0, &RESTORED.to_ne_bytes());
                 put(8, &pid.to_ne_bytes());
             }
+            Self::Created { pid } => {
+                put(0, &CREATED.to_ne_bytes());
+                put(8, &pid.to_ne_bytes());
+            }
             Self::Failed(failure) => {
                 let detail = cut(&failure.detail);
                 put(0, &FAILED.to_ne_bytes());
@@ -217,6 +227,7 @@ impl Report {
             HOOKS => Some(Self::Hooks),
             MOVED => Some(Self::Moved),
             RESTORED => Some(Self::Restored { pid: i32::from_ne_bytes(word(8)?) }),
+            CREATED => Some(Self::Created { pid: i32::from_ne_bytes(word(8)?) }),
             FAILED => {
                 let length = usize::try_from(u32::from_ne_bytes(word(16)?)).ok()?;
                 let detail = record.get(20..)?.get(..length)?;
@@ -260,6 +271,13 @@ mod tests {
         assert_eq!(sys::fs::read_all(&got.descriptors[0], 100).unwrap(), b"extra");
         drop(a);
         assert!(receive::<Vec<String>>(b.as_fd(), &mut Vec::new()).unwrap().is_none());
+    }
+
+    #[test]
+    fn pids_are_decoded_as_encoded() {
+        for report in [Report::Created { pid: 7 }, Report::Restored { pid: i32::MAX }] {
+            assert_eq!(Report::decode(&report.encode()), Some(report));
+        }
     }
 
     #[test]

@@ -87,6 +87,7 @@ pub use byte_size::ByteSize;
 pub use cgroup_driver::CgroupDriver;
 pub(super) use cgroup_driver::is_systemd_host;
 pub use logging::{LogFilter, LogFormat};
+pub(super) use names::check_handler_name;
 pub use names::{HandlerNames, Name, Names, PluginNames, References, Ulimits};
 pub use network::{BridgeName, Mtu, Subnets};
 pub use numbers::{AtLeastOne, Depth, Parallel};

@@ -50,16 +50,18 @@ fn references(names: Vec<String>) -> Result<Vec<String>, InvalidValue> {
 }
 
 fn handlers(names: Vec<String>) -> Result<Vec<String>, InvalidValue> {
-    for name in &names {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-        let framed = !name.starts_with('-') && !name.ends_with('-');
-        if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) || !framed {
-            return invalid(format!(
-                "{name:?} is not a handler's name: 1 to 63 lowercase letters, digits and -"
-            ));
-        }
-    }
+    names.iter().try_for_each(|name| check_handler_name(name))?;
     Ok(names)
+}
+
+/// Checks the name of a handler.
+pub(in crate::config) fn check_handler_name(name: &str) -> Result<(), InvalidValue> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    let framed = !name.starts_with('-') && !name.ends_with('-');
+    if name.is_empty() || name.len() > 63 || !name.bytes().all(allowed) || !framed {
+        return invalid(format!("{name:?} is not a handler's name: 1 to 63 lowercase letters, digits and -"));
+    }
+    Ok(())
 }
 
 fn plugins(names: Vec<String>) -> Result<Vec<String>, InvalidValue> {

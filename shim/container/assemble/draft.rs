@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::daemon::Daemon;
 use crate::devices;
 use crate::error::CriError;
+use crate::handlers::annotations;
 use crate::hook_folders;
 use crate::host::HostFacts;
 use crate::lsm::apparmor::AppArmor;
@@ -101,6 +102,9 @@ pub fn draft(
         &host,
         &daemon.cgroups.spec_path(cgroup, container.id.as_str())?,
     )?;
+    if let Some(handler) = daemon.config.handlers.get(&record.runtime_handler) {
+        annotations::add(&mut spec, &handler.annotations, &config.annotations, &record.config.annotations);
+    }
     record_user_and_limits(container, &user, &limits_of(&config, &spec))?;
     confine(&daemon.host.apparmor, &config, labels.as_ref(), &mut spec)?;
     let cdi_devices = cdi::requested(&config)?;

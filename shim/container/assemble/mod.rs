@@ -9,6 +9,7 @@ pub mod draft;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use berth_image::WritableLayer;
 use berth_proto::v1::{ContainerConfig, NamespaceMode};
@@ -19,9 +20,11 @@ use berth_runtime::rootfs;
 use berth_runtime::seccomp::Cache;
 use oci_spec::runtime::Spec;
 
+use super::hooks;
 use super::log::LogFile;
 use crate::cgroups::Cgroups;
 use crate::error::CriError;
+use crate::handlers::bundle::{self, BundleInput};
 use crate::oci;
 use crate::store::spec::CachedSpec;
 use crate::store::{Container, Pod, Store};
@@ -38,6 +41,8 @@ pub struct Assembled {
     pub plan: ContainerPlan,
     /// The descriptors in the order of the plan's slots.
     pub descriptors: Vec<OwnedFd>,
+    /// The time that an OCI runtime needs for the hooks of the creation.
+    pub runtime_hooks: Duration,
 }
 
 impl Assembled {
@@ -67,6 +72,8 @@ pub fn build(
     let Draft { spec, device_sources, config, rootfs, userns, mount_label, pause_pid } = draft;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
     let filter = profile.map(|profile| filters.filter(profile)).transpose()?;
+    let runtime = container.runtime();
+    let whole = runtime.is_some().then(|| spec.clone());
     let CachedSpec { spec, filter } = container.spec.keep(spec, filter)?;
     let cgroup = container.with(|record| record.cgroup.clone());
     let cgroup = cgroups.create(&CgroupPath::from_recorded(&cgroup)?, &resources)?;
@@ -95,8 +102,29 @@ pub fn build(
         cgroup_namespace: compile::has_cgroup_namespace(&spec),
     };
     let mut plan = compile::compile_container(&spec, &context)?;
+    if let (Some(runtime), Some(whole)) = (runtime, whole) {
+        // The runtime runs the hooks and loads the filter.
+        let hooks = plan.hooks.take();
+        let runtime_hooks = hooks.map_or(Duration::ZERO, |hooks| hooks.longest(&hooks::OF_CREATE));
+        let input = BundleInput {
+            id: container.id.as_str(),
+            folder: container.folder(),
+            runtime: &runtime,
+            cgroup: &container.with(|record| record.cgroup.clone()),
+            pid_target: pid_of(store, context.pid_target.as_deref()),
+            hooks: runtime_hooks.as_secs(),
+        };
+        plan.runtime = Some(bundle::write(&input, whole, &plan)?);
+        return Ok(Assembled { plan, descriptors: descriptors.into_owned(), runtime_hooks });
+    }
     plan.process.seccomp = filter.map(|filter| descriptors.push_filter(&filter)).transpose()?;
-    Ok(Assembled { plan, descriptors: descriptors.into_owned() })
+    let runtime_hooks = Duration::ZERO;
+    Ok(Assembled { plan, descriptors: descriptors.into_owned(), runtime_hooks })
+}
+
+/// Returns the pid of a container's first process.
+fn pid_of(store: &Store, container: Option<&str>) -> Option<i32> {
+    store.container(container?).ok()?.state().pid()
 }
 
 /// Opens the namespaces that are not the pod's, which NRI plugins can set.

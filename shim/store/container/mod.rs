@@ -21,7 +21,7 @@ use super::spec::SpecStore;
 use super::writer::RecordWriter;
 use crate::ids::{ContainerId, PodId};
 
-pub use record::{ContainerRecord, RecordedUser};
+pub use record::{ContainerRecord, ContainerRuntime, RecordedUser};
 pub use state::{ContainerState, Exit, ExitReason};
 
 /// A container in memory.
@@ -143,6 +143,12 @@ impl Container {
             // `self` owns the sender, so this cannot fail.
             drop(changes.changed().await);
         }
+    }
+
+    /// Returns the OCI runtime that runs it; none if that is berth's own.
+    #[must_use]
+    pub fn runtime(&self) -> Option<ContainerRuntime> {
+        self.with(|record| record.runtime.clone())
     }
 
     /// Returns the name that the client gave.

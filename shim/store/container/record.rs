@@ -1,6 +1,7 @@
 //! The record of a container on disk.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use berth_proto::v1::{ContainerConfig, ImageSpec, LinuxContainerResources};
 use serde::{Deserialize, Serialize};
@@ -43,6 +44,9 @@ pub struct ContainerRecord {
     /// Whether its processes are those of a checkpoint.
     #[serde(default)]
     pub restores: bool,
+    /// The OCI runtime that runs it. None for berth's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<ContainerRuntime>,
     /// The value of `ContainerStatus.image`: the image as the user named it. None if an older daemon created
     /// the container.
     #[serde(default)]
@@ -58,6 +62,15 @@ impl ContainerRecord {
         let requested = || self.config.linux.as_ref().and_then(|linux| linux.resources.clone());
         self.resources.clone().or_else(requested).unwrap_or_default()
     }
+}
+
+/// The OCI runtime of a container: the configuration may change while the container exists.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ContainerRuntime {
+    /// The absolute path of its program.
+    pub program: PathBuf,
+    /// The folder of its state.
+    pub root: PathBuf,
 }
 
 /// A user as resolved in the image.

@@ -62,7 +62,8 @@ pub fn is_closed(connection: &std::net::TcpStream) -> bool {
 
 /// Returns the folder with streamclient and crictl. The first call builds them, which can take longer than the minute for which
 /// a session waits for its client: it comes before the request of a session.
-fn tools() -> &'static Path {
+/// Returns the folder of the clients, among them crictl.
+pub fn tools() -> &'static Path {
     static TOOLS: OnceLock<PathBuf> = OnceLock::new();
     TOOLS.get_or_init(|| {
         if let Some(folder) = std::env::var_os("BERTH_STREAM_TOOLS") {

@@ -4,8 +4,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use berth_runtime::init::container::{self, JoinTargets};
-use berth_runtime::init::{Descriptors, Streams, restore};
-use berth_runtime::plan::{ContainerPlan, FdSlot, PidNamespace};
+use berth_runtime::init::{Descriptors, Streams, restore, runtime};
+use berth_runtime::plan::{CgroupJoin, ContainerPlan, FdSlot, PidNamespace};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys::keys::KeyringName;
 use berth_runtime::sys::namespaces::Namespaces;
@@ -15,6 +15,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use crate::attachments::Attachments;
 use crate::container::Container;
+use crate::container::delegated::{Delegation, caller_options};
 use crate::container::oom::OomKills;
 use crate::container::restore::RestoreProgress;
 use crate::container::state::State;
@@ -52,6 +53,9 @@ struct StdioEnds {
 impl Container {
     /// Starts to create a container. The call is answered when its first process has reached the gate, or has failed.
     pub(crate) fn create(new: NewContainer<'_>, services: &mut Services) -> Result<Self, Failure> {
+        if new.plan.runtime.is_some() {
+            services.orphans.enable();
+        }
         let container = Self::spawn(new, &services.proc).map_err(|error| system(&error))?;
         let watched = services.watch.add(container.child.gate.as_fd(), container.gate_source());
         watched.map_err(|error| kill_unwatched(&container.child, &error))?;
@@ -84,15 +88,22 @@ impl Container {
             oom_score_adj: None,
             descriptors,
         };
+        let no_cgroup = CgroupJoin::default();
+        let options = match plan.runtime {
+            // The runtime moves the container to its cgroup, which must be empty until then.
+            Some(_) => caller_options(&no_cgroup, descriptors),
+            None => options,
+        };
         let [stdin, stdout, stderr] = ends.child.each_ref().map(|end| end.as_ref().map(AsFd::as_fd));
         let child = spawn(options, |gate, single| {
             let streams = Streams { stdin, stdout, stderr };
             let keyring = &keyring;
             let start =
                 container::ContainerStart { plan, descriptors, joined, keyring, proc, streams, gate, single };
-            match &plan.restore {
-                Some(checkpoint) => restore::run(start, checkpoint),
-                None => container::run(start),
+            match (&plan.runtime, &plan.restore) {
+                (Some(other), _) => runtime::create(start, other),
+                (None, Some(checkpoint)) => restore::run(start, checkpoint),
+                (None, None) => container::run(start),
             }
         })?;
         Ok(Self {
@@ -106,6 +117,7 @@ impl Container {
             hooks: ContainerHooks::new(id.clone(), plan.hooks.as_ref()),
             ending: None,
             restore: plan.restore.as_ref().map(|_| RestoreProgress::Waits),
+            delegation: plan.runtime.clone().map(Delegation::new),
             id,
             folder,
             oom_kills,

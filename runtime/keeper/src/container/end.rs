@@ -62,7 +62,7 @@ impl Container {
     /// Starts the end after the first process has ended.
     pub(super) fn begin_ending(&mut self, ended: Ended, services: &mut Services) {
         self.close_gate(services);
-        if self.hooks.delay_end() {
+        if self.hooks.delay_end() || self.awaits_start() {
             return self.child.store_exit(ended);
         }
         self.set_exited(ended);

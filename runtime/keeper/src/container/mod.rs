@@ -5,12 +5,14 @@
 //! * [`start`]: the reports of the first process, until its command runs or it has failed
 //! * [`hook_steps`]: what follows the hooks of each kind
 //! * [`copy`]: copies output to the log and to clients
+//! * [`delegated`]: an OCI runtime that creates and starts it
 //! * [`restore`]: a checkpoint that is restored in the place of the command
 //! * [`end`]: reports the exit when the log is written
 //! * [`oom`]: whether a process was killed for lack of memory
 
 mod copy;
 mod create;
+mod delegated;
 mod end;
 mod hook_steps;
 mod oom;
@@ -28,6 +30,7 @@ use berth_runtime::sys::{Context, process};
 use berth_runtime::wire::{ContainerSnapshot, Failure, Outcome};
 
 use crate::attachments::{Attachments, StreamSlots};
+use crate::container::delegated::Delegation;
 use crate::container::end::Ending;
 use crate::container::oom::OomKills;
 use crate::container::restore::RestoreProgress;
@@ -41,6 +44,7 @@ use crate::supervisor::Supervisor;
 use crate::watch::{ClientStream, EventSource};
 
 pub(crate) use crate::container::create::NewContainer;
+pub(crate) use crate::container::delegated::caller_options;
 
 /// A container.
 #[derive(Debug)]
@@ -65,6 +69,8 @@ pub(crate) struct Container {
     ending: Option<Ending>,
     /// Set if a checkpoint is restored in the place of its command.
     restore: Option<RestoreProgress>,
+    /// Set if an OCI runtime creates and starts it.
+    delegation: Option<Delegation>,
 }
 
 impl Container {
@@ -118,7 +124,10 @@ impl Container {
     }
 
     pub(crate) fn kill(&self) {
-        process::kill(self.pidfd());
+        match self.awaits_creation() {
+            true => self.cancel_creation(),
+            false => process::kill(self.pidfd()),
+        }
     }
 
     /// Switches its log to another file.
@@ -172,6 +181,7 @@ impl Container {
         }
         self.attachments.detach_all(&mut services.watch);
         self.hooks.end_runner(&mut services.watch);
+        self.end_starter(services);
         self.close_gate(services);
         services.writer.close(self.outputs.log(), &mut services.watch);
     }

@@ -16,8 +16,11 @@ use crate::stamp::now;
 
 impl Container {
     /// Lets the first process through its gate. The call is answered when the command runs, or has failed.
-    pub(crate) fn start(&mut self, origin: Origin) -> Result<(), Failure> {
+    pub(crate) fn start(&mut self, origin: Origin, services: &mut Services) -> Result<(), Failure> {
         self.state.require_created().map_err(|found| state(&self.name(), found))?;
+        if self.runtime().is_some() {
+            return self.start_by_runtime(origin, services);
+        }
         self.write_to_gate(START, "its gate")?;
         self.state = State::Starting(origin);
         Ok(())
@@ -34,6 +37,10 @@ impl Container {
                 }
             }
             (State::Creating(_), GateEvent::Report(Report::Hooks, _)) => self.run_create_hooks(services),
+            (State::Creating(_), GateEvent::Report(Report::Created { pid }, _)) => {
+                self.follow_created(pid, services);
+            }
+            (State::Creating(_), GateEvent::End) if self.runtime().is_some() => self.creation_ended(services),
             (State::Creating(_), GateEvent::Moved(sender)) => {
                 if let Err(error) = self.child.moved(sender) {
                     self.fail(system(&error), services);
@@ -89,7 +96,7 @@ impl Container {
         })
     }
 
-    fn reach_gate(&mut self, services: &mut Services) {
+    pub(super) fn reach_gate(&mut self, services: &mut Services) {
         let Some(origin) = self.state.reach_gate() else { return };
         let watched = self.outputs.watch(&mut services.watch);
         let result = watched.map(|()| Outcome::Created { pid: self.pid() }).map_err(|error| system(&error));
