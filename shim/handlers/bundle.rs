@@ -19,7 +19,7 @@ const CALL_SECONDS: u64 = 50;
 /// The prefix of mount options that only berth's own runtime has.
 const OWN_OPTION: &str = "berth:";
 
-/// What a bundle depends on beside the spec.
+/// The input for a bundle in addition to the spec.
 #[derive(Debug)]
 pub struct BundleInput<'a> {
     /// The container's id.

@@ -131,7 +131,7 @@ mod tests {
     use std::fs::File;
 
     use super::*;
-    use crate::config::Config;
+    use crate::config::{Config, HandlerConfig};
 
     fn scope(folder: &Path) -> Scope {
         let (root, state) = (folder.join("root"), folder.join("state"));
@@ -151,6 +151,19 @@ mod tests {
         let path = scope.folders.pods().join(&id);
         assert_eq!(folders(&scope).unwrap(), [Object::at(ObjectKind::PodFolder, Owner::Pod(id), path)]);
         assert_eq!(entries(&scope).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn the_state_of_an_oci_runtime_belongs_to_its_container() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut scope = scope(folder.path());
+        let (id, path) = ("0f".repeat(32), Some("/usr/sbin/runc".into()));
+        scope.config.handlers.insert("runc", HandlerConfig { path, ..HandlerConfig::default() });
+        let root = scope.config.state.join("handlers/runc");
+        fs::create_dir_all(root.join(&id)).unwrap();
+        fs::create_dir(root.join("other")).unwrap();
+        let state = Object::at(ObjectKind::RuntimeState, Owner::Container(id.clone()), root.join(id));
+        assert_eq!(folders(&scope).unwrap(), [state]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ impl Orphans {
         self.enabled = true;
     }
 
-    /// Notes the end of a process that is no known child.
+    /// Notes the end of a process that is not a known child.
     pub(crate) fn note(&mut self, pid: i32, ended: Ended) {
         if !self.enabled {
             return;

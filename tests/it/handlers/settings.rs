@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use berth_proto::v1::*;
@@ -85,6 +86,42 @@ async fn limits_statistics_and_out_of_memory_are_those_of_the_cgroup() {
         let greedy = berth.run(&pod, config).await;
         let status = berth.wait_exited(&greedy).await;
         assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{handler}");
+    }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+/// The runtime runs the hooks, each once, with its own state.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runtime_runs_the_hooks() {
+    let folder = tempfile::tempdir().unwrap();
+    let (program, hooks) = (folder.path().join("program"), folder.path().join("hooks.d"));
+    let script = format!(
+        "#!/bin/sh\necho \"$1 $(sed 's/.*\"bundle\":\"\\([^\"]*\\)\".*/\\1/')\" >>{}/order\n",
+        folder.path().display()
+    );
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(&hooks).unwrap();
+    let stages = ["createRuntime", "poststart", "poststop"];
+    for stage in stages {
+        let hook = serde_json::json!({
+            "version": "1.0.0",
+            "hook": { "path": program, "args": ["hook", stage], "env": ["PATH=/usr/bin:/bin"] },
+            "when": { "always": true },
+            "stages": [stage],
+        });
+        fs::write(hooks.join(format!("{stage}.json")), hook.to_string()).unwrap();
+    }
+    let mut berth = start_with(&format!("hooks_dirs = [{hooks:?}]\n{}", handlers())).await;
+    for (handler, _) in RUNTIMES {
+        let pod = run_pod(&mut berth, handler, handler).await;
+        let id = berth.run(&pod, sleeper("c")).await;
+        berth.stop_container(&id, 0).await;
+        berth.remove_container(&id).await;
+        let bundle = berth.path(&format!("root/containers/{id}/bundle"));
+        let expected: String = stages.iter().map(|stage| format!("{stage} {}\n", bundle.display())).collect();
+        assert_eq!(fs::read_to_string(folder.path().join("order")).unwrap(), expected, "{handler}");
+        fs::remove_file(folder.path().join("order")).unwrap();
     }
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
