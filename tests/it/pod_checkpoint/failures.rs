@@ -129,8 +129,7 @@ async fn a_restore_that_fails_leaves_no_pod() {
     let (pod, ids) = two_counters(&mut berth).await;
     let path = take(&mut berth, &pod, &ids, "checkpoint").await;
     let configs = vec![counter("a"), counter("b")];
-    let config = berth.pod_config("second");
-    let good = restore_request(&path, config.clone(), configs.clone());
+    let good = restore_request(&path, berth.pod_config("second"), configs);
     let with = |change: &dyn Fn(&mut RestorePodRequest)| {
         let mut request = good.clone();
         change(&mut request);
@@ -165,6 +164,16 @@ async fn a_restore_that_fails_leaves_no_pod() {
         assert_eq!(error.code(), code, "{what}: {error}");
         assert_eq!(fs::read_dir(berth.disk_path("root/pods")).unwrap().count(), 0, "{what}");
     }
+    assert_eq!(berth.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_folders_are_refused_and_leave_no_pod() {
+    let mut berth = start().await;
+    let (pod, ids) = two_counters(&mut berth).await;
+    let path = take(&mut berth, &pod, &ids, "checkpoint").await;
+    let configs = vec![counter("a"), counter("b")];
+    let config = berth.pod_config("second");
     let damage = |name: &str, change: &dyn Fn(&Path)| {
         let bad = berth.path(&format!("bad-{name}"));
         assert!(Command::new("cp").arg("-r").args([&path, &bad]).status().unwrap().success());

@@ -254,7 +254,7 @@ async fn shared_memory_and_queues_go_on() {
     assert_eq!(objects.lines().count(), 3, "{objects}");
     let attached = berth.run(&pod, program("attached", "stay")).await;
     wait_for(&mut berth, &attached, "grep -q SYSV /proc/1/maps").await;
-    let all = [&ids[..], &[attached.clone()]].concat();
+    let all = [&ids[..], std::slice::from_ref(&attached)].concat();
     let error = checkpoint_pod(&mut berth, &pod, &all, "attached").await.unwrap_err();
     assert!(
         error.message().contains("container attached") && error.message().contains("System V"),
