@@ -28,7 +28,7 @@ pub struct PodManifest {
     pub version: u32,
     /// The containers. The archive of each is named by its position in this list.
     pub containers: Vec<ManifestContainer>,
-    /// What they share.
+    /// Their shared state.
     pub shared: SharedState,
 }
 

@@ -1,4 +1,4 @@
-//! What the containers of a pod share and CRIU does not dump, because it belongs to the pod: the System V objects of its IPC
+//! The state that the containers of a pod share. CRIU does not dump it, because it belongs to the pod: the System V objects of its IPC
 //! namespace, and the numbers of its PID namespace. In a checkpoint, this is untrusted.
 
 use berth_runtime::sys::sysv::SysvKind;
