@@ -33,11 +33,11 @@ fn container(name: &str, image: &str) -> ContainerConfig {
 
 impl FakeNode {
     async fn run(&self, config: PodSandboxConfig) -> Result<String, Status> {
-        run_pod_sandbox(&self.daemon, config, String::new()).await
+        run_pod_sandbox(&self.daemon, config, String::new(), false).await
     }
 
     async fn create(&self, pod: &str, config: ContainerConfig) -> Result<String, Status> {
-        create_container(&self.daemon, pod, config).await
+        create_container(&self.daemon, pod, config, None).await
     }
 }
 

@@ -213,6 +213,7 @@ impl FakeNode {
             log_folder: None,
             resources: PodResources::default(),
             files: FilesLocation::Pause,
+            restores: false,
             state,
         }
     }

@@ -36,6 +36,10 @@ pub enum OperationKey {
     Remove(ContainerId),
     /// CheckpointContainer to a location.
     Checkpoint(ContainerId, PathBuf),
+    /// CheckpointPod to a folder.
+    CheckpointPod(PodId, PathBuf),
+    /// A pod and its containers are created from a checkpoint (RestorePod).
+    RestorePod(PodName),
 }
 
 /// An operation in flight, as an operator sees it.
@@ -66,6 +70,8 @@ impl OperationKey {
             Self::Stop(..) => "StopContainer",
             Self::Remove(_) => "RemoveContainer",
             Self::Checkpoint(..) => "CheckpointContainer",
+            Self::CheckpointPod(..) => "CheckpointPod",
+            Self::RestorePod(_) => "RestorePod",
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use berth_proto::v1::runtime_service_server::RuntimeService;
 use berth_proto::v1::*;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response};
 
 use crate::container::checkpoint::CheckpointParts;
 use crate::container::update::LimitParts;
@@ -11,6 +11,7 @@ use crate::error::CriError;
 use crate::exec::ContainerAccess;
 use crate::pod::stopper::PodStopper;
 use crate::responses::{Reply, ResponseStream, in_messages, in_messages_of};
+use crate::server::rpc::CallDeadline;
 use crate::stats::StatsSources;
 use crate::{container, exec, info, metrics, pod, stats};
 
@@ -29,10 +30,15 @@ impl Runtime {
     pub fn new(daemon: Shared) -> Self {
         Self { daemon }
     }
-}
 
-fn unimplemented<T>(rpc: &'static str) -> Result<T, Status> {
-    Err(CriError::Unimplemented { rpc }.into())
+    fn checkpoint_parts(&self) -> CheckpointParts {
+        CheckpointParts {
+            pods: self.daemon.pods.clone(),
+            cgroups: self.daemon.cgroups.clone(),
+            images: self.daemon.images.clone(),
+            criu: self.daemon.config.criu_path.clone(),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -76,7 +82,8 @@ impl RuntimeService for Runtime {
     async fn run_pod_sandbox(&self, request: Request<RunPodSandboxRequest>) -> Reply<RunPodSandboxResponse> {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| CriError::invalid("config", "is missing"))?;
-        let pod_sandbox_id = pod::run::run_pod_sandbox(&self.daemon, config, request.runtime_handler).await?;
+        let pod_sandbox_id =
+            pod::run::run_pod_sandbox(&self.daemon, config, request.runtime_handler, false).await?;
         Ok(Response::new(RunPodSandboxResponse { pod_sandbox_id }))
     }
 
@@ -135,7 +142,7 @@ impl RuntimeService for Runtime {
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| CriError::invalid("config", "is missing"))?;
         let container_id =
-            container::create::create_container(&self.daemon, &request.pod_sandbox_id, config).await?;
+            container::create::create_container(&self.daemon, &request.pod_sandbox_id, config, None).await?;
         Ok(Response::new(CreateContainerResponse { container_id }))
     }
 
@@ -339,22 +346,21 @@ impl RuntimeService for Runtime {
         &self,
         request: Request<CheckpointContainerRequest>,
     ) -> Reply<CheckpointContainerResponse> {
-        let parts = CheckpointParts {
-            pods: self.daemon.pods.clone(),
-            cgroups: self.daemon.cgroups.clone(),
-            images: self.daemon.images.clone(),
-            criu: self.daemon.config.criu_path.clone(),
-        };
+        let parts = self.checkpoint_parts();
         container::checkpoint::checkpoint_container(parts, request.into_inner()).await?;
         Ok(Response::new(CheckpointContainerResponse {}))
     }
 
-    async fn checkpoint_pod(&self, _: Request<CheckpointPodRequest>) -> Reply<CheckpointPodResponse> {
-        unimplemented("CheckpointPod")
+    async fn checkpoint_pod(&self, request: Request<CheckpointPodRequest>) -> Reply<CheckpointPodResponse> {
+        let deadline = request.extensions().get::<CallDeadline>().and_then(|deadline| deadline.0);
+        let parts = self.checkpoint_parts();
+        pod::checkpoint::checkpoint_pod(parts, request.into_inner(), deadline).await?;
+        Ok(Response::new(CheckpointPodResponse {}))
     }
 
-    async fn restore_pod(&self, _: Request<RestorePodRequest>) -> Reply<RestorePodResponse> {
-        unimplemented("RestorePod")
+    async fn restore_pod(&self, request: Request<RestorePodRequest>) -> Reply<RestorePodResponse> {
+        let restore = pod::restore::PodRestore { daemon: self.daemon.clone() };
+        Ok(Response::new(restore.run(request.into_inner()).await?))
     }
 
     async fn get_container_events(

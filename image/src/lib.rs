@@ -52,5 +52,5 @@ pub use store::{
     Checked, Hold, ImageStore, Incomplete, Options, ProjectQuotas, Unowned, UnownedKind, Verdict, Verified,
     check_closed, disk_usage,
 };
-pub use unpack::{Limits, copy_files};
+pub use unpack::{Limits, copy_files, unpack_files};
 pub use writable_diff::{IdRange, WritableDiff};

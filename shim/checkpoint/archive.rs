@@ -27,18 +27,17 @@ impl ArchiveLocation {
     /// # Errors
     /// `InvalidArgument`: it is not the absolute path of a file.
     pub fn new(location: &str) -> Result<Self, CriError> {
-        let path = PathBuf::from(location);
-        let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-        if !path.is_absolute() || !plain || path.file_name().is_none() || location.ends_with('/') {
-            return Err(CriError::invalid(
-                "location",
-                format!("{location:?} is not the absolute path of a file"),
-            ));
+        if location.ends_with('/') {
+            let why = format!("{location:?} is not the absolute path of a file");
+            return Err(CriError::invalid("location", why));
         }
-        if location.contains('\0') {
-            return Err(CriError::invalid("location", "contains a zero byte"));
-        }
-        Ok(Self(path))
+        plain_path("location", location).map(Self)
+    }
+
+    /// The place of a file in a folder.
+    #[must_use]
+    pub fn in_folder(folder: &Path, name: &str) -> Self {
+        Self(folder.join(name))
     }
 
     /// Returns the path.
@@ -46,6 +45,22 @@ impl ArchiveLocation {
     pub fn path(&self) -> &Path {
         &self.0
     }
+}
+
+/// Checks that a field of a request is an absolute path without `..`, and not that of the root.
+///
+/// # Errors
+/// `InvalidArgument`.
+pub fn plain_path(field: &str, text: &str) -> Result<PathBuf, CriError> {
+    let path = PathBuf::from(text);
+    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    if !path.is_absolute() || !plain || path.file_name().is_none() {
+        return Err(CriError::invalid(field, format!("{text:?} is not the absolute path of a file")));
+    }
+    if text.contains('\0') {
+        return Err(CriError::invalid(field, "contains a zero byte"));
+    }
+    Ok(path)
 }
 
 /// An archive that has no name yet.
@@ -61,13 +76,31 @@ impl<'a> UnnamedArchive<'a> {
     /// # Errors
     /// The folder of the location does not exist or cannot be written to, or its disk is full.
     pub fn write(work: &CheckpointWork, location: &'a ArchiveLocation) -> Result<Self, CriError> {
+        Self::fill(location, |file| fill(file, work))
+    }
+
+    /// Writes one file of a checkpoint that is not an archive.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn copy(source: &mut impl io::Read, location: &'a ArchiveLocation) -> Result<Self, CriError> {
+        Self::fill(location, |mut file| {
+            io::copy(source, &mut file)?;
+            file.sync_data()
+        })
+    }
+
+    fn fill(
+        location: &'a ArchiveLocation,
+        fill: impl FnOnce(&File) -> io::Result<()>,
+    ) -> Result<Self, CriError> {
         let failed = |error: io::Error| write_failed(location, &error);
         // Memory of the container may contain secrets: only the owner reads the archive.
         let mode = Mode::RUSR | Mode::WUSR;
         let parent = location.0.parent().unwrap_or(Path::new("/"));
         let file = openat(CWD, parent, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, mode);
         let file = File::from(file.map_err(|errno| failed(errno.into()))?);
-        fill(&file, work).map_err(failed)?;
+        fill(&file).map_err(failed)?;
         Ok(Self { file, location })
     }
 

@@ -80,6 +80,15 @@ impl CheckpointWork {
         Ok(linked.then_some(lock))
     }
 
+    /// Takes the lock in a helper process.
+    ///
+    /// # Errors
+    /// The lock cannot be taken, or the folder has been removed.
+    pub fn lock_for_helper(&self) -> Result<File, String> {
+        let lock = self.lock().map_err(|error| format!("failed to lock the work folder: {error}"))?;
+        lock.ok_or_else(|| "the daemon was restarted".to_owned())
+    }
+
     /// Records that the container is frozen.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use crate::checkpoint::restore;
+use crate::checkpoint::{restore, restore_check};
 
 /// The arguments of a script.
 #[derive(Clone, Debug, Args)]
@@ -19,5 +19,5 @@ pub(super) fn run() -> ExitCode {
 }
 
 pub(super) fn check() -> ExitCode {
-    restore::check_helper()
+    restore_check::check_helper()
 }

@@ -77,6 +77,12 @@ enum Command {
     /// Dump a container, for the daemon
     #[command(hide = true)]
     CheckpointDump,
+    /// Restore what the containers of a pod share, for the daemon
+    #[command(hide = true)]
+    CheckpointShare,
+    /// Set the last pid of a PID namespace, for a helper
+    #[command(hide = true)]
+    CheckpointLastPid(checkpoint_dump::LastPidArgs),
     /// Restore a container, for the keeper
     #[command(hide = true)]
     CheckpointRestore,
@@ -135,6 +141,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::LogLevel(args) => log_level::run(args),
         Command::Version => version::run(),
         Command::CheckpointDump => checkpoint_dump::run(),
+        Command::CheckpointShare => checkpoint_dump::share(),
+        Command::CheckpointLastPid(args) => checkpoint_dump::set_last_pid(&args),
         Command::CheckpointRestore => checkpoint_restore::run(),
         Command::CheckpointConfine(_) => checkpoint_restore::check(),
         Command::Man(args) => generate::man(&args),

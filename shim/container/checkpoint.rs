@@ -15,9 +15,11 @@ use crate::blocking::blocking;
 use crate::cgroups::Cgroups;
 use crate::check::files::kernel_version;
 use crate::checkpoint::archive::{ArchiveLocation, UnnamedArchive};
+use crate::checkpoint::container_dump::ContainerDump;
 use crate::checkpoint::criu::{self, Criu};
 use crate::checkpoint::dump::{self, DumpOrder};
 use crate::checkpoint::metadata::CheckpointedContainer;
+use crate::checkpoint::pod_folder;
 use crate::checkpoint::work::CheckpointWork;
 use crate::error::CriError;
 use crate::oci;
@@ -82,7 +84,7 @@ fn late(seconds: u64) -> CriError {
 }
 
 /// Returns the pid of a running container.
-fn running(container: &Container) -> Result<i32, CriError> {
+pub(crate) fn running(container: &Container) -> Result<i32, CriError> {
     let why = match container.state() {
         ContainerState::Running { pid, .. } => return Ok(pid),
         ContainerState::Creating | ContainerState::Created { .. } => "it has not been started",
@@ -142,15 +144,10 @@ impl Checkpoint {
     }
 
     async fn dump(&self, work: &CheckpointWork, pid: i32) -> Result<CheckpointedContainer, CriError> {
-        let container = self.container.clone();
-        let spec: Spec = blocking(move || container.spec.whole()).await?;
-        let described = CheckpointedContainer {
-            status: container_status(&self.container),
-            pid,
-            spec,
-            checkpointed_at: crate::clock::now(),
-        };
-        let order = self.order(work, pid, &described.spec)?;
+        let described = describe(&self.container, pid).await?;
+        let container = container_dump(&self.parts, &self.container, pid, &described.spec, work)?;
+        let criu = self.criu.program.clone();
+        let order = DumpOrder { criu, containers: vec![container], shared: None, within: None };
         let Err(why) = dump::run(&order).await else { return Ok(described) };
         thaw(&self.parts.cgroups, &self.container, work).await;
         // An exit is reported slightly after the process has ended.
@@ -161,28 +158,6 @@ impl Checkpoint {
                 "it ended during the checkpoint",
             ),
             _ => CriError::failed(operation, why),
-        })
-    }
-
-    fn order(&self, work: &CheckpointWork, pid: i32, spec: &Spec) -> Result<DumpOrder, CriError> {
-        let missing = || CriError::internal("checkpoint a container", "its writable layer is gone");
-        let layer = self.parts.images.layer(self.container.id.as_str()).ok_or_else(missing)?;
-        let pod = self.parts.pods.store.pod(self.container.pod.as_str())?;
-        let users = oci::userns::requested(&pod.namespaces())?.unwrap_or_default();
-        let (cgroup, terminal) = self.container.with(|record| (record.cgroup.clone(), record.config.tty));
-        Ok(DumpOrder {
-            criu: self.criu.program.clone(),
-            pid,
-            cgroup,
-            work: work.path().to_owned(),
-            bound: bind_mounts(spec),
-            terminal,
-            diff: WritableDiff {
-                upper: layer.upper,
-                lower: layer.lower,
-                uids: ranges(&users.uids),
-                gids: ranges(&users.gids),
-            },
         })
     }
 
@@ -205,8 +180,52 @@ impl Checkpoint {
     }
 }
 
+/// Describes a container before its dump.
+pub(crate) async fn describe(
+    container: &Arc<Container>,
+    pid: i32,
+) -> Result<CheckpointedContainer, CriError> {
+    let read = container.clone();
+    let spec: Spec = blocking(move || read.spec.whole()).await?;
+    Ok(CheckpointedContainer {
+        status: container_status(container),
+        pid,
+        spec,
+        checkpointed_at: crate::clock::now(),
+    })
+}
+
+/// Returns the helper's order for a container.
+pub(crate) fn container_dump(
+    parts: &CheckpointParts,
+    container: &Container,
+    pid: i32,
+    spec: &Spec,
+    work: &CheckpointWork,
+) -> Result<ContainerDump, CriError> {
+    let missing = || CriError::internal("checkpoint a container", "its writable layer is gone");
+    let layer = parts.images.layer(container.id.as_str()).ok_or_else(missing)?;
+    let pod = parts.pods.store.pod(container.pod.as_str())?;
+    let users = oci::userns::requested(&pod.namespaces())?.unwrap_or_default();
+    let (cgroup, terminal) = container.with(|record| (record.cgroup.clone(), record.config.tty));
+    Ok(ContainerDump {
+        name: None,
+        pid,
+        cgroup,
+        work: work.path().to_owned(),
+        bound: bind_mounts(spec),
+        terminal,
+        diff: WritableDiff {
+            upper: layer.upper,
+            lower: layer.lower,
+            uids: ranges(&users.uids),
+            gids: ranges(&users.gids),
+        },
+    })
+}
+
 /// Thaws a container whose helper was killed.
-async fn thaw(cgroups: &Cgroups, container: &Container, work: &CheckpointWork) {
+pub(crate) async fn thaw(cgroups: &Cgroups, container: &Container, work: &CheckpointWork) {
     let (cgroups, work) = (cgroups.clone(), work.clone());
     let cgroup = container.with(|record| record.cgroup.clone());
     let thawed = blocking(move || match work.is_frozen() {
@@ -234,6 +253,28 @@ pub fn remove_leftovers(pods: &Pods, cgroups: &Cgroups) {
             tokio::spawn(async move { remove_leftover(&cgroups, &container, work).await });
         }
     }
+    for pod in pods.store.pods() {
+        let work = CheckpointWork::of_container(&pods.folders.pod(&pod.id));
+        if work.exists() {
+            tokio::spawn(async move {
+                match blocking(move || remove_pod_leftover(&work)).await {
+                    Ok(()) => tracing::info!(pod = pod.id.as_str(), "removed an interrupted checkpoint"),
+                    Err(error) => {
+                        tracing::warn!(pod = pod.id.as_str(), %error, "failed to remove an interrupted checkpoint");
+                    }
+                }
+            });
+        }
+    }
+}
+
+fn remove_pod_leftover(work: &CheckpointWork) -> Result<(), CriError> {
+    let lock =
+        work.lock().map_err(|error| CriError::internal("lock the work folder of a checkpoint", error))?;
+    pod_folder::remove_interrupted(work);
+    let removed = work.remove();
+    drop(lock);
+    Ok(removed?)
 }
 
 async fn remove_leftover(cgroups: &Cgroups, container: &Container, work: CheckpointWork) {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,12 +41,18 @@ use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Po
 use crate::systemd::{self, ShutdownOrder};
 use crate::undo::UndoStack;
 
-/// Creates a container, or joins the call that is creating it.
+/// Creates a container, or joins the call that is creating it. With an archive of a pod's checkpoint, its files and processes
+/// are those of the archive; the image of the request must be the same.
 ///
 /// # Errors
 /// `InvalidArgument`, `NotFound` (pod, image), `AlreadyExists` with the holder's id, `FailedPrecondition` if the pod
 /// is not ready, or the step that failed with its object.
-pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfig) -> Result<String, Status> {
+pub async fn create_container(
+    daemon: &Shared,
+    pod: &str,
+    config: ContainerConfig,
+    archive: Option<PathBuf>,
+) -> Result<String, Status> {
     check(&daemon.config.runtime_handlers, &daemon.cgroups, &config)?;
     let permit = descriptors::reserve("create a container")?;
     let pod = daemon.pods.store.pod(pod)?;
@@ -67,7 +73,7 @@ pub async fn create_container(daemon: &Shared, pod: &str, config: ContainerConfi
             progress.creates(id.as_str());
             let _making = pod.begin_creating(id.clone());
             let undo = UndoStack::default();
-            let creation = ContainerBuilder { daemon, pod, id, config, progress, undo, nri: None };
+            let creation = ContainerBuilder { daemon, pod, id, config, archive, progress, undo, nri: None };
             creation.run().await.map_err(Status::from)
         })
         .await
@@ -91,6 +97,8 @@ struct ContainerBuilder {
     pod: Arc<Pod>,
     id: ContainerId,
     config: ContainerConfig,
+    /// The archive of a pod's checkpoint.
+    archive: Option<PathBuf>,
     progress: Progress,
     undo: UndoStack,
     nri: Option<NriCreation>,
@@ -191,7 +199,7 @@ impl ContainerBuilder {
 
     /// Where the files of the container come from.
     fn source(&self) -> Result<RestoreSource, CriError> {
-        match restore::archive(&self.config) {
+        match self.archive.clone().or_else(|| restore::archive(&self.config)) {
             Some(path) => Ok(RestoreSource::Archive(path)),
             None => self.image().map(RestoreSource::Image),
         }
@@ -215,6 +223,10 @@ impl ContainerBuilder {
         let criu = self.daemon.config.criu_path.clone();
         let images = &self.daemon.images;
         let restore = restore::receive(images, criu, &self.pod, &self.config, source, &folder).await?;
+        if self.archive.is_some() && self.image()?.id != restore.image.id {
+            let why = format!("its image is not that of the checkpoint, {}", restore.image_name);
+            return Err(CriError::precondition(format!("container {}", self.id), why));
+        }
         Ok((restore.image.clone(), Some(restore)))
     }
 
@@ -248,7 +260,8 @@ impl ContainerBuilder {
     /// Checks the signature policy for the name in the pod, or else for the name in the request.
     async fn check_policy(&mut self, image: &Image, restore: Option<&Restore>) -> Result<(), CriError> {
         let spec = self.config.image.clone().unwrap_or_default();
-        let name = restore.map_or_else(|| name_of(&spec), |restore| &restore.image_name);
+        let checkpointed = restore.filter(|_| self.archive.is_none());
+        let name = checkpointed.map_or_else(|| name_of(&spec), |restore| &restore.image_name);
         Ok(self.daemon.images.check_policy(image, name).await?)
     }
 

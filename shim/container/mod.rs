@@ -22,7 +22,7 @@ pub mod oom_kills;
 mod out_of_memory;
 pub mod reconcile;
 pub mod remove;
-mod restore;
+pub(crate) mod restore;
 pub mod start;
 pub mod status;
 pub mod stop;

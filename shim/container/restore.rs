@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use berth_image::{Image, ImageStore};
-use berth_proto::v1::ContainerConfig;
+use berth_proto::v1::{ContainerConfig, NamespaceOption};
 use berth_runtime::plan::{FdSlot, RestorePlan};
 use berth_runtime::wire::{InitFailure, Step};
 
@@ -18,7 +18,7 @@ use crate::cgroups::Cgroups;
 use crate::check::files::kernel_version;
 use crate::checkpoint::criu::{self, Criu};
 use crate::checkpoint::received::ReceivedCheckpoint;
-use crate::checkpoint::restore::{self, FAILURE, ORDER, RestoreOrder};
+use crate::checkpoint::restore_order::{self, FAILURE, ORDER, RestoreOrder};
 use crate::error::CriError;
 use crate::oci;
 use crate::store::{Container, ContainerState, Pod, file};
@@ -65,7 +65,7 @@ pub(super) async fn receive(
     source: RestoreSource,
     folder: &Path,
 ) -> Result<Restore, CriError> {
-    check(pod, config)?;
+    check(&pod.namespaces(), config)?;
     let criu = blocking(move || criu::find(configured.as_deref(), kernel_version())).await?;
     let checkpoint = ReceivedCheckpoint::of_container(folder);
     let (copied, store) = (checkpoint.clone(), images.clone());
@@ -93,12 +93,12 @@ pub(super) async fn receive(
 }
 
 /// Refuses what CRIU cannot restore.
-fn check(pod: &Pod, config: &ContainerConfig) -> Result<(), CriError> {
+pub(crate) fn check(modes: &NamespaceOption, config: &ContainerConfig) -> Result<(), CriError> {
     let refuse = |why: &str| Err(CriError::precondition("restore of a checkpoint", why));
     if config.tty {
         return refuse("a container with a terminal cannot be restored");
     }
-    if oci::userns::requested(&pod.namespaces())?.is_some() {
+    if oci::userns::requested(modes)?.is_some() {
         return refuse("a container cannot be restored in a pod with a user namespace");
     }
     Ok(())
@@ -128,7 +128,7 @@ impl Restore {
             if let Some(filter) = &assembled.plan.process.seccomp {
                 let index = usize::try_from(filter.filter.0).unwrap_or(usize::MAX);
                 if let Some(filter) = assembled.descriptors.get(index) {
-                    restore::keep_filter(&checkpoint, filter.as_fd()).map_err(failed)?;
+                    restore_order::keep_filter(&checkpoint, filter.as_fd()).map_err(failed)?;
                 }
             }
             // The file stays the same if the program is replaced meanwhile.

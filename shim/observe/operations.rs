@@ -48,11 +48,12 @@ fn shown(store: &Store, seen: OperationSnapshot, now: i64) -> OperationInFlight 
         OperationInFlight { container_id, ..of_pod(rpc, pod.unwrap_or_default()) }
     };
     match &seen.key {
-        OperationKey::RunPod(name) => OperationInFlight {
+        OperationKey::RunPod(name) | OperationKey::RestorePod(name) => OperationInFlight {
             namespace: name.namespace().to_owned(),
             name: name.name().to_owned(),
-            ..of_pod("RunPodSandbox", created)
+            ..of_pod(seen.key.rpc(), created)
         },
+        OperationKey::CheckpointPod(id, _) => of_pod("CheckpointPod", id.as_str().to_owned()),
         OperationKey::StopPod(id) => of_pod("StopPodSandbox", id.as_str().to_owned()),
         OperationKey::RemovePod(id) => of_pod("RemovePodSandbox", id.as_str().to_owned()),
         OperationKey::Create(pod, name) => OperationInFlight {

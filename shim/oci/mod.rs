@@ -34,7 +34,7 @@ use oci_spec::runtime::{Linux, LinuxDevice, LinuxSeccomp, PosixRlimitType, Root,
 pub use annotations::classes;
 pub use dns::resolv_conf;
 pub use mounts::{POD_FILES, normal};
-pub use namespaces::{has_own_uts, node_name, pod_modes};
+pub use namespaces::{container_modes, has_own_uts, node_name, pod_modes};
 pub use process::{exec_process, score};
 pub use sandbox::sandbox_spec;
 pub use signal::{stop_signal, stop_signal_number};

@@ -1,6 +1,8 @@
 //! The namespaces of a container, and the paths of the pod's namespaces.
 
-use berth_proto::v1::{LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use berth_proto::v1::{
+    ContainerConfig, LinuxContainerSecurityContext, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::{Host, PodContext};
@@ -57,6 +59,12 @@ pub(super) fn modes(security: &LinuxContainerSecurityContext, pod: &PodSandboxCo
         }
     }
     modes
+}
+
+/// Returns the modes of a container by its config.
+#[must_use]
+pub fn container_modes(config: &ContainerConfig, pod: &PodSandboxConfig) -> NamespaceOption {
+    modes(&super::security(config), pod)
 }
 
 /// Returns the namespaces that a container does not share with the host.

@@ -1,9 +1,11 @@
 //! Pod sandboxes: one file per RPC, and the code that they share.
 //!
-//! * [`run`], [`stop`], [`remove`], [`status`], [`list`], [`update`], [`port_forward`]: the RPCs
+//! * [`run`], [`stop`], [`remove`], [`status`], [`list`], [`update`], [`port_forward`],
+//!   [`checkpoint`], [`restore`]: the RPCs
 //! * [`files`]: hostname, hosts and resolv.conf of a pod
 //! * [`follow`]: handles the events of a keeper
 
+pub mod checkpoint;
 pub mod files;
 pub mod follow;
 pub(crate) mod keeper;
@@ -11,6 +13,7 @@ pub mod list;
 pub(crate) mod network;
 pub mod port_forward;
 pub mod remove;
+pub mod restore;
 pub mod run;
 pub mod status;
 pub mod stop;

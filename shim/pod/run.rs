@@ -42,7 +42,8 @@ use crate::undo::UndoStack;
 /// The score of the pause, which is killed last when memory is short (the kubelet's value for pod infrastructure).
 const PAUSE_OOM_SCORE_ADJ: i32 = -998;
 
-/// Starts a pod, or joins the call that is starting the same one.
+/// Starts a pod, or joins the call that is starting the same one. A pod that `restores` is only a part of what a call
+/// creates: if the daemon is killed, the next one removes it.
 ///
 /// # Errors
 /// `InvalidArgument`, `AlreadyExists` with the holder's id, or the step that failed.
@@ -50,6 +51,7 @@ pub async fn run_pod_sandbox(
     daemon: &Shared,
     config: PodSandboxConfig,
     runtime_handler: String,
+    restores: bool,
 ) -> Result<String, Status> {
     validate::pod(&config).map_err(CriError::from)?;
     seccomp::check_pod(&config, &daemon.filters)?;
@@ -71,7 +73,9 @@ pub async fn run_pod_sandbox(
             let _creating = daemon.pods.store.begin_creating(id.clone());
             span.record("pod", id.as_str());
             progress.creates(id.as_str());
-            PodBuilder::new(daemon, id, config, runtime_handler, progress).run().await.map_err(Status::from)
+            let mut builder = PodBuilder::new(daemon, id, config, runtime_handler, progress);
+            builder.restores = restores;
+            builder.run().await.map_err(Status::from)
         })
         .await
 }
@@ -81,6 +85,7 @@ struct PodBuilder {
     id: PodId,
     config: PodSandboxConfig,
     runtime_handler: String,
+    restores: bool,
     progress: Progress,
     undo: UndoStack,
     nri: Option<NriCreation>,
@@ -94,7 +99,8 @@ impl PodBuilder {
         runtime_handler: String,
         progress: Progress,
     ) -> Self {
-        Self { daemon, id, config, runtime_handler, progress, undo: UndoStack::default(), nri: None }
+        let undo = UndoStack::default();
+        Self { daemon, id, config, runtime_handler, restores: false, progress, undo, nri: None }
     }
 
     async fn run(mut self) -> Result<String, CriError> {
@@ -192,6 +198,7 @@ impl PodBuilder {
             log_folder,
             resources: PodResources::default(),
             files: FilesLocation::Pause,
+            restores: self.restores,
             state: PodState::Creating,
         };
         let folder = self.daemon.pods.folders.pod(&self.id);

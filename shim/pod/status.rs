@@ -64,9 +64,10 @@ fn info(pods: &Pods, network: &Network, pod: &Pod) -> Result<HashMap<String, Str
 
 fn concerns(key: &OperationKey, pod: &Pod) -> bool {
     match key {
-        OperationKey::StopPod(id) | OperationKey::RemovePod(id) | OperationKey::Create(id, _) => {
-            *id == pod.id
-        }
+        OperationKey::StopPod(id)
+        | OperationKey::RemovePod(id)
+        | OperationKey::Create(id, _)
+        | OperationKey::CheckpointPod(id, _) => *id == pod.id,
         _ => false,
     }
 }

@@ -5,7 +5,7 @@
 //! as it answers. `finish` does the rest in the background, since it may take long (CNI plugins, processes
 //! that do not end):
 //!
-//! * an interrupted creation of a pod or container is undone
+//! * an interrupted creation of a pod or container is undone, also that of a pod from a checkpoint
 //! * a pod with a living keeper is followed, whatever its state
 //! * if a pod's keeper has ended, or the pod ran in another boot, the pod becomes not ready: its containers
 //!   have ended, its resources are released
@@ -28,7 +28,7 @@ use crate::container::checkpoint;
 use crate::daemon::{Daemon, Shared};
 use crate::error::CriError;
 use crate::fsck;
-use crate::pod::stopper::PodStopper;
+use crate::pod::{self, stopper::PodStopper};
 use crate::store::Store;
 
 /// How long the daemon waits for keepers before it answers with the recorded state: a stopped keeper does not
@@ -42,6 +42,8 @@ struct PendingCleanup {
     containers: containers::ContainerCleanup,
     /// The writable layers that existed when the daemon started.
     layers: Vec<String>,
+    /// The pods that an earlier daemon was creating from a checkpoint.
+    restoring: Vec<String>,
 }
 
 /// Takes over the pods of an earlier daemon. When it returns, the daemon can answer; the cleanup goes on in the background.
@@ -85,6 +87,7 @@ async fn load(stopper: &PodStopper, images: &ImageStore) -> Result<PendingCleanu
     .await?;
     let pods = pods::load(stores).await?;
     let containers = containers::load(stores).await?;
+    let restoring = restoring(&stores.store);
     pods::publish_ends(stores);
     pods::follow(stopper);
     let all = async {
@@ -98,7 +101,7 @@ async fn load(stopper: &PodStopper, images: &ImageStore) -> Result<PendingCleanu
             tracing::warn!("some keepers did not answer in time; their pods are shown as last recorded")
         }
     }
-    Ok(PendingCleanup { pods, containers, layers })
+    Ok(PendingCleanup { pods, containers, layers, restoring })
 }
 
 /// Undoes interrupted creations, releases the resources of ended pods, and frees resources without an owner.
@@ -110,10 +113,21 @@ async fn finish(daemon: Shared, cleanup: PendingCleanup) {
         containers::finish(&pods.folders, cgroups, images, cleanup.containers),
         pods::finish(&stopper, cleanup.pods)
     );
+    for pod in &cleanup.restoring {
+        match pod::remove::remove_pod_sandbox(&daemon, pod).await {
+            Ok(()) => tracing::info!(pod, "removed a pod whose restore was interrupted"),
+            Err(error) => tracing::warn!(pod, %error, "failed to remove a pod whose restore was interrupted"),
+        }
+    }
     sweep_layers(&pods.store, images, &cleanup.layers).await;
     network.sweep(&pods.store).await;
     sweep_host(&fsck::DaemonParts::of(&daemon)).await;
     pods.events.recovery_finished();
+}
+
+fn restoring(store: &Store) -> Vec<String> {
+    let pods = store.pods().into_iter().filter(|pod| pod.with(|record| record.restores));
+    pods.map(|pod| pod.id.as_str().to_owned()).collect()
 }
 
 /// Removes writable layers without a container. Only those that existed at the start are checked: the layer

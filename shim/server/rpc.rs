@@ -45,6 +45,10 @@ const WITHOUT_DEADLINE: [&str; 19] = [
     "ServerReflectionInfo",
 ];
 
+/// When the client gives up, for handlers that must not go on after that. It is an extension of every request.
+#[derive(Clone, Copy, Debug)]
+pub struct CallDeadline(pub Option<Instant>);
+
 /// Wraps a service in [`Rpc`].
 #[derive(Clone, Debug)]
 pub struct RpcLayer {
@@ -88,7 +92,7 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let rpc = name_of(request.uri().path()).to_owned();
         let peer = request.extensions().get::<UdsConnectInfo>().and_then(|info| info.peer_cred?.pid());
         let span = tracing::info_span!(
@@ -106,6 +110,7 @@ where
         // CANCELLED, and the timer that started first expires first. The kubelet retries only on
         // DEADLINE_EXCEEDED.
         let expiry = deadline.map(tokio::time::sleep);
+        request.extensions_mut().insert(CallDeadline(deadline.map(|deadline| Instant::now() + deadline)));
         let in_flight = self.counters.begin(&rpc);
         let began = Instant::now();
         let answer = self.inner.call(request);

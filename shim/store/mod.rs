@@ -287,6 +287,7 @@ mod tests {
             log_folder: None,
             resources: pod::PodResources::default(),
             files: pod::FilesLocation::default(),
+            restores: false,
             state: PodState::Creating.ready(7),
         };
         Arc::new(Pod::new(record, PathBuf::from("/nonexistent/pod.json"), RecordWriter::start().unwrap()))

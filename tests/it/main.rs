@@ -48,6 +48,7 @@ mod node_events;
 mod nri;
 mod oci;
 mod plugins;
+mod pod_checkpoint;
 mod pod_files;
 mod pods;
 mod power_cuts;

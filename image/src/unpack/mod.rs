@@ -28,7 +28,7 @@ pub use limits::Limits;
 pub(crate) use members::{MemberKind, Members};
 pub(crate) use path::TreePath;
 pub(crate) use recipe::rebuild;
-pub use select::copy_files;
+pub use select::{copy_files, unpack_files};
 pub(crate) use stream::decompressed;
 pub(crate) use times::FolderTimes;
 pub(crate) use tree::{OPAQUE, is_whiteout};

@@ -1,8 +1,10 @@
-//! Copies single files of an archive, by their names. Nothing else of the archive is created.
+//! Copies single files of an archive, by their names, or unpacks one that is not a layer.
 
 use std::fs::File;
 use std::io::{BufRead, Write as _};
+use std::os::fd::OwnedFd;
 
+use super::extract::extract;
 use super::limits::{Budget, Limits};
 use super::path::TreePath;
 use super::stream::LayerStream;
@@ -49,6 +51,20 @@ pub fn copy_files(
         }
     }
     reader.finish().map(drop)
+}
+
+/// Unpacks an untrusted tar archive of files, folders and links into a folder. The rules and limits are those of a layer.
+///
+/// # Errors
+/// The archive is damaged or exceeds the limits, or a name or a link leads out of it.
+pub fn unpack_files(what: &str, source: impl BufRead, root: OwnedFd, limits: Limits) -> Result<(), Error> {
+    let outcome = extract(what, source, root, Algorithm::Sha256, &Budget::new(limits), None)?;
+    match outcome.links.first_key_value() {
+        Some((link, target)) => {
+            Err(Error::unsupported(what, format!("{link} is a link to {target}, which it does not contain")))
+        }
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

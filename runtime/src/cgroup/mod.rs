@@ -36,6 +36,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 
 pub use change::Change;
 pub use controllers::cpu::{Throttling, weight_of};
@@ -207,6 +208,25 @@ impl Cgroup {
         join.oom = oom.map(|file| open(&file, OFlags::RDONLY)).transpose()?;
         join.oom_above = self.oom_file_above().map(|file| open(&file, OFlags::RDONLY)).transpose()?;
         Ok(join)
+    }
+
+    /// Moves the calling process, which has one thread, to this cgroup.
+    ///
+    /// # Errors
+    /// The cgroup does not exist, or does not accept it.
+    pub fn enter(&self) -> Result<()> {
+        let folders: &[Folder] = match self.interface {
+            Interface::V2 => self.folders.get(..1).unwrap_or_default(),
+            Interface::V1 => &self.folders,
+        };
+        for folder in folders {
+            let path = folder.path.join("cgroup.procs");
+            // The number 0 is the writing process (cgroups(7)).
+            std::fs::write(&path, "0")
+                .map_err(|error| error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error))
+                .on("write", path.display())?;
+        }
+        Ok(())
     }
 
     /// Kills everything in the cgroup and below, and waits until it has ended. Succeeds if the cgroup does not

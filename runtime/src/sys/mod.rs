@@ -23,6 +23,8 @@ pub mod scheduling;
 pub mod security;
 pub mod socket;
 pub mod spawn;
+#[cfg(feature = "daemon")]
+pub mod sysv;
 
 use std::fmt;
 

@@ -49,6 +49,9 @@ pub struct PodRecord {
     /// Where the pod's files are.
     #[serde(default)]
     pub files: FilesLocation,
+    /// Whether it and its containers are still being created from a checkpoint. Such a pod is removed if the daemon ends.
+    #[serde(default)]
+    pub restores: bool,
     /// The pod's state.
     pub state: PodState,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 const DOCUMENT: &str = include_str!("../../../docs/security.md");
 
 /// The sources of the tests that the document names, by the word before `::`.
-const SOURCES: [(&str, &str); 28] = [
+const SOURCES: [(&str, &str); 29] = [
     ("attacks", include_str!("exchange.rs")),
     ("attacks", include_str!("exhaustion.rs")),
     ("attacks", include_str!("identity.rs")),
@@ -24,6 +24,7 @@ const SOURCES: [(&str, &str); 28] = [
     ("mounts", include_str!("../mounts.rs")),
     ("network_paths", include_str!("../network_paths.rs")),
     ("network_upkeep::repair", include_str!("../network_upkeep/repair.rs")),
+    ("pod_checkpoint::failures", include_str!("../pod_checkpoint/failures.rs")),
     ("pod_files", include_str!("../pod_files.rs")),
     ("pods", include_str!("../pods.rs")),
     ("registry", include_str!("../registry.rs")),
