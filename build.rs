@@ -126,12 +126,12 @@ fn linker_variable(target: &str) -> String {
 }
 
 /// Removes the environment of the outer build: its flags, its target, clippy in place of rustc. Settings of the machine
-/// (proxies, the registry, cargo's home, the jobserver in MAKEFLAGS) stay.
+/// (proxies, the registry, cargo's home, the jobserver in MAKEFLAGS) stay, and so does the compiler (`RUSTC`): only the
+/// outer build's may have a standard library for the target.
 fn isolate(command: &mut Command) {
     const KEEP: [&str; 2] = ["CARGO_HOME", "CARGO_MAKEFLAGS"];
-    const DROP: [&str; 12] = [
+    const DROP: [&str; 11] = [
         "RUSTFLAGS",
-        "RUSTC",
         "RUSTDOC",
         "RUSTC_WRAPPER",
         "RUSTC_WORKSPACE_WRAPPER",

@@ -8,6 +8,10 @@ use oci_spec::runtime::Arch;
 /// The bit that is set in the number of an x32 system call (syscall(2), asm/unistd.h `__X32_SYSCALL_BIT`).
 pub(super) const X32: u32 = 0x4000_0000;
 
+/// The first number of the calls that only the kernel of 32-bit ARM has (asm/unistd.h `__ARM_NR_BASE`). Other calls have
+/// numbers far below.
+pub(super) const ARM_PRIVATE: u32 = 0xf_0000;
+
 /// An ABI for system calls.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Abi {
@@ -25,8 +29,15 @@ pub(super) struct Abi {
 
 /// Returns the ABIs of this machine. ABIs with the same audit number are adjacent and ordered by their numbers.
 pub(super) fn abis() -> Vec<Abi> {
-    std::iter::once(kinds::NATIVE).chain(kinds::OTHERS).collect()
+    kinds::ABIS.to_vec()
 }
+
+#[cfg(target_arch = "aarch64")]
+use aarch64 as kinds;
+#[cfg(target_arch = "riscv64")]
+use riscv64 as kinds;
+#[cfg(target_arch = "x86_64")]
+use x86_64 as kinds;
 
 macro_rules! table {
     ($function:ident, $arch:ident) => {
@@ -38,17 +49,15 @@ macro_rules! table {
 }
 
 /// The ABIs of an x86-64 machine.
-#[cfg(target_arch = "x86_64")]
-mod kinds {
+#[cfg(any(test, target_arch = "x86_64"))]
+pub(super) mod x86_64 {
     use super::{Abi, Arch, FromStr, X32};
 
     table!(of_x86_64, x86_64);
     table!(of_x86, x86);
 
-    pub(super) const NATIVE: Abi =
-        Abi { audit: 0xc000_003e, arch: Arch::ScmpArchX86_64, native: true, wide: true, number: of_x86_64 };
-
-    pub(super) const OTHERS: [Abi; 2] = [
+    pub(in super::super) const ABIS: [Abi; 3] = [
+        Abi { audit: 0xc000_003e, arch: Arch::ScmpArchX86_64, native: true, wide: true, number: of_x86_64 },
         Abi { audit: 0xc000_003e, arch: Arch::ScmpArchX32, native: false, wide: true, number: of_x32 },
         Abi { audit: 0x4000_0003, arch: Arch::ScmpArchX86, native: false, wide: false, number: of_x86 },
     ];
@@ -104,44 +113,61 @@ mod kinds {
 }
 
 /// The ABIs of a 64-bit ARM machine.
-#[cfg(target_arch = "aarch64")]
-mod kinds {
-    use super::{Abi, Arch, FromStr};
+#[cfg(any(test, target_arch = "aarch64"))]
+pub(super) mod aarch64 {
+    use super::{ARM_PRIVATE, Abi, Arch, FromStr};
 
     table!(of_aarch64, aarch64);
-    table!(of_arm, arm);
+    table!(in_arms_table, arm);
 
-    pub(super) const NATIVE: Abi =
-        Abi { audit: 0xc000_00b7, arch: Arch::ScmpArchAarch64, native: true, wide: true, number: of_aarch64 };
+    pub(in super::super) const ABIS: [Abi; 2] = [
+        Abi { audit: 0xc000_00b7, arch: Arch::ScmpArchAarch64, native: true, wide: true, number: of_aarch64 },
+        Abi { audit: 0x4000_0028, arch: Arch::ScmpArchArm, native: false, wide: false, number: of_arm },
+    ];
 
-    pub(super) const OTHERS: [Abi; 1] =
-        [Abi { audit: 0x4000_0028, arch: Arch::ScmpArchArm, native: false, wide: false, number: of_arm }];
+    /// The private calls are not in the table of calls (arch/arm/include/uapi/asm/unistd.h). The last name is a second
+    /// one of `arm_sync_file_range`.
+    fn of_arm(name: &str) -> Option<u32> {
+        match name {
+            "breakpoint" => Some(ARM_PRIVATE + 1),
+            "cacheflush" => Some(ARM_PRIVATE + 2),
+            "usr26" => Some(ARM_PRIVATE + 3),
+            "usr32" => Some(ARM_PRIVATE + 4),
+            "set_tls" => Some(ARM_PRIVATE + 5),
+            "get_tls" => Some(ARM_PRIVATE + 6),
+            "sync_file_range2" => in_arms_table("arm_sync_file_range"),
+            name => in_arms_table(name),
+        }
+    }
 }
 
 /// The ABI of a 64-bit RISC-V machine.
-#[cfg(target_arch = "riscv64")]
-mod kinds {
+#[cfg(any(test, target_arch = "riscv64"))]
+pub(super) mod riscv64 {
     use super::{Abi, Arch, FromStr};
 
     table!(of_riscv64, riscv64);
 
-    pub(super) const NATIVE: Abi =
-        Abi { audit: 0xc000_00f3, arch: Arch::ScmpArchRiscv64, native: true, wide: true, number: of_riscv64 };
-
-    pub(super) const OTHERS: [Abi; 0] = [];
+    pub(in super::super) const ABIS: [Abi; 1] = [Abi {
+        audit: 0xc000_00f3,
+        arch: Arch::ScmpArchRiscv64,
+        native: true,
+        wide: true,
+        number: of_riscv64,
+    }];
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn number(arch: Arch, name: &str) -> Option<u32> {
+        let mut abis = x86_64::ABIS.iter().chain(&aarch64::ABIS).chain(&riscv64::ABIS);
+        (abis.find(|abi| abi.arch == arch).unwrap().number)(name)
+    }
+
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn numbers_match_the_kernels_headers() {
-        let number = |arch, name: &str| {
-            let abis = abis();
-            (abis.iter().find(|abi| abi.arch == arch).unwrap().number)(name)
-        };
         assert_eq!(number(Arch::ScmpArchX86_64, "openat2"), Some(437));
         assert_eq!(number(Arch::ScmpArchX86, "socketcall"), Some(102));
         assert_eq!(number(Arch::ScmpArchX86_64, "socketcall"), None);
@@ -149,6 +175,15 @@ mod tests {
         assert_eq!(number(Arch::ScmpArchX32, "pwritev2"), Some(X32 + 547));
         assert_eq!(number(Arch::ScmpArchX32, "setsockopt"), Some(X32 + 541));
         assert_eq!(number(Arch::ScmpArchX32, "openat2"), Some(X32 + 437));
+        // asm-generic/unistd.h
+        assert_eq!(number(Arch::ScmpArchAarch64, "clone"), Some(220));
+        assert_eq!(number(Arch::ScmpArchAarch64, "openat2"), Some(437));
+        assert_eq!(number(Arch::ScmpArchAarch64, "open"), None);
+        assert_eq!(number(Arch::ScmpArchRiscv64, "clone"), Some(220));
+        // arch/arm/include/uapi/asm/unistd.h
+        assert_eq!(number(Arch::ScmpArchArm, "open"), Some(5));
+        assert_eq!(number(Arch::ScmpArchArm, "sync_file_range2"), Some(341));
+        assert_eq!(number(Arch::ScmpArchArm, "set_tls"), Some(0xf_0005));
     }
 
     #[test]

@@ -3,13 +3,14 @@
 //! and a rule without conditions overrides rules with conditions.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use oci_spec::runtime::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompOperator, LinuxSyscall,
 };
 
 use super::SeccompError;
-use super::machine::{self, Abi, X32};
+use super::machine::{self, ARM_PRIVATE, Abi, X32};
 
 /// The kernel's action for a system call: the return value of a filter (seccomp(2), "SECCOMP_RET_*").
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -119,9 +120,8 @@ pub(super) fn groups(profile: &LinuxSeccomp, abis: &[Abi]) -> Result<Vec<Group>,
             None => groups.push(Group { audit: abi.audit, from }),
         }
     }
-    let native = abis.iter().find(|abi| abi.native).map(|abi| abi.audit);
-    for group in groups.iter_mut().filter(|group| cfg!(target_arch = "x86_64") && Some(group.audit) == native)
-    {
+    let x32 = abis.iter().find(|abi| is_x32(abi)).map(|abi| abi.audit);
+    for group in groups.iter_mut().filter(|group| Some(group.audit) == x32) {
         close_x32(group, default);
     }
     Ok(groups)
@@ -227,7 +227,8 @@ fn rules(syscall: &LinuxSyscall, wide: bool, action: Action) -> Result<Vec<Rule>
 }
 
 /// Converts decisions to ranges from `start` on. If the default action does not let calls through, calls that are
-/// newer than all calls in the profile fail with ENOSYS, so that programs use older ones, as in runc.
+/// newer than all calls in the profile fail with ENOSYS, so that programs use older ones, as in runc. The private calls
+/// of ARM are not newer than others.
 fn ranges(decisions: &BTreeMap<u32, Decision>, start: u32, default: Action) -> Vec<(u32, Decision)> {
     const ENOSYS: u32 = 38;
     let mut ranges: Vec<(u32, Decision)> = vec![(start, Decision::Always(default))];
@@ -236,18 +237,21 @@ fn ranges(decisions: &BTreeMap<u32, Decision>, start: u32, default: Action) -> V
         Some((_, previous)) if *previous == decision && matches!(decision, Decision::Always(_)) => {}
         _ => ranges.push((from, decision)),
     };
-    let mut newest = None;
-    for (number, decision) in decisions {
-        let decision = match decision {
-            Decision::Rules(rules, default) if rules.is_empty() => Decision::Always(*default),
-            decision => decision.clone(),
-        };
-        put(*number, decision);
-        put(number + 1, Decision::Always(default));
-        newest = Some(*number);
-    }
-    if let Some(newest) = newest.filter(|_| !default.lets_through()) {
-        put(newest + 1, Decision::Always(Action::errno(ENOSYS)));
-    }
+    let mut put_all = |numbers: Range<u32>| {
+        for (number, decision) in decisions.range(numbers.clone()) {
+            let decision = match decision {
+                Decision::Rules(rules, default) if rules.is_empty() => Decision::Always(*default),
+                decision => decision.clone(),
+            };
+            put(*number, decision);
+            put(number + 1, Decision::Always(default));
+        }
+        let newest = decisions.range(numbers).next_back();
+        if let Some((newest, _)) = newest.filter(|_| !default.lets_through()) {
+            put(newest + 1, Decision::Always(Action::errno(ENOSYS)));
+        }
+    };
+    put_all(start..start + ARM_PRIVATE);
+    put_all(start + ARM_PRIVATE..u32::MAX);
     ranges
 }

@@ -54,8 +54,16 @@ fn profile(json: &str) -> LinuxSeccomp {
     serde_json::from_str(json).unwrap()
 }
 
-pub(super) fn instructions(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, SeccompError> {
-    super::instructions(&rules::groups(profile, &machine::abis())?)
+fn instructions(profile: &LinuxSeccomp) -> Result<Vec<Instruction>, SeccompError> {
+    instructions_on(profile, &machine::abis())
+}
+
+/// Compiles a profile for a machine with these ABIs.
+pub(super) fn instructions_on(
+    profile: &LinuxSeccomp,
+    abis: &[machine::Abi],
+) -> Result<Vec<Instruction>, SeccompError> {
+    super::instructions(&rules::groups(profile, abis)?)
 }
 
 /// Returns the action of a profile for a call of the native ABI.
@@ -147,12 +155,28 @@ fn conditions_on_one_argument_are_alternatives_and_others_must_all_hold() {
 }
 
 #[test]
-#[cfg(target_arch = "x86_64")]
+fn private_calls_of_arm_are_not_newer_than_others() {
+    let (arm, private) = (0x4000_0028, machine::ARM_PRIVATE);
+    let strict = profile(
+        r#"{"defaultAction": "SCMP_ACT_ERRNO", "architectures": ["SCMP_ARCH_ARM"], "syscalls": [
+        {"names": ["read", "openat2", "set_tls"], "action": "SCMP_ACT_ALLOW"}]}"#,
+    );
+    let program = instructions_on(&strict, &machine::aarch64::ABIS).unwrap();
+    for (number, action) in
+        [(3, ALLOW), (4, EPERM), (437, ALLOW), (438, ENOSYS), (private + 2, ENOSYS), (private + 5, ALLOW)]
+    {
+        assert_eq!(run(&program, arm, number, [0; 6]), action, "{number:#x}");
+    }
+    assert_eq!(run(&program, 0xc000_00b7, 63, [0; 6]), ALLOW, "the native ABI is always included");
+    assert_eq!(run(&program, 0xc000_003e, 0, [0; 6]), 0, "another machine's ABI");
+}
+
+#[test]
 fn abis_that_are_not_listed_are_killed() {
     let (x86_64, x86, x32) = (0xc000_003e, 0x4000_0003, machine::X32);
     let allow_all = |architectures: &str| {
         let json = format!(r#"{{"defaultAction": "SCMP_ACT_ALLOW", "architectures": [{architectures}]}}"#);
-        instructions(&profile(&json)).unwrap()
+        instructions_on(&profile(&json), &machine::x86_64::ABIS).unwrap()
     };
     let native_only = allow_all("");
     assert_eq!(run(&native_only, x86_64, 1, [0; 6]), ALLOW, "the native ABI is always included");

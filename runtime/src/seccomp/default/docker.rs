@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use oci_spec::runtime::{LinuxSeccomp, LinuxSyscall};
 use serde_json::{Value, json};
 
-use super::super::tests::{instructions, run};
-use super::super::{machine, program};
+use super::super::machine::{self, ARM_PRIVATE, Abi};
+use super::super::tests::{instructions_on, run};
 use super::*;
 
 /// The capabilities that a profile's conditions can test, by Docker's names.
@@ -30,13 +30,19 @@ const CAPABILITIES: [(&str, u32); 15] = [
     ("CAP_NET_ADMIN", 12),
 ];
 
-/// Docker's names of this machine's ABIs.
-#[cfg(target_arch = "x86_64")]
-const KINDS: &[&str] = &["amd64", "x86", "x32"];
-#[cfg(target_arch = "aarch64")]
-const KINDS: &[&str] = &["arm64", "arm"];
-#[cfg(target_arch = "riscv64")]
-const KINDS: &[&str] = &["riscv64"];
+/// A kind of machine with its ABIs and Docker's names of them.
+struct Kind {
+    machine: Machine,
+    abis: &'static [Abi],
+    names: &'static [&'static str],
+}
+
+/// All kinds. Compiling a filter does not need a machine of its kind.
+const KINDS: [Kind; 3] = [
+    Kind { machine: X86_64, abis: &machine::x86_64::ABIS, names: &["amd64", "x86", "x32"] },
+    Kind { machine: AARCH64, abis: &machine::aarch64::ABIS, names: &["arm64", "arm"] },
+    Kind { machine: RISCV64, abis: &machine::riscv64::ABIS, names: &["riscv64"] },
+];
 
 /// Returns whether the container or machine has one of the values in a condition's field. Returns `None` if the
 /// field is absent.
@@ -46,7 +52,7 @@ fn any(condition: &Value, field: &str, has: impl Fn(&str) -> bool) -> Option<boo
 }
 
 /// Converts Docker's profile for a container with these capabilities to the OCI spec.
-fn dockers(docker: &Value, capabilities: u64) -> LinuxSeccomp {
+fn dockers(docker: &Value, kind: &Kind, capabilities: u64) -> LinuxSeccomp {
     let has = |name: &str| {
         let entry = CAPABILITIES.iter().find(|(capability, _)| *capability == name);
         let (_, number) =
@@ -56,9 +62,9 @@ fn dockers(docker: &Value, capabilities: u64) -> LinuxSeccomp {
     let applies = |rule: &&Value| {
         let (includes, excludes) = (&rule["includes"], &rule["excludes"]);
         any(includes, "caps", has).unwrap_or(true)
-            && any(includes, "arches", |arch| KINDS.contains(&arch)).unwrap_or(true)
+            && any(includes, "arches", |arch| kind.names.contains(&arch)).unwrap_or(true)
             && !any(excludes, "caps", has).unwrap_or(false)
-            && !any(excludes, "arches", |arch| KINDS.contains(&arch)).unwrap_or(false)
+            && !any(excludes, "arches", |arch| kind.names.contains(&arch)).unwrap_or(false)
     };
     let rules: Vec<LinuxSyscall> = docker["syscalls"]
         .as_array()
@@ -72,7 +78,7 @@ fn dockers(docker: &Value, capabilities: u64) -> LinuxSeccomp {
         "defaultErrnoRet": docker["defaultErrnoRet"],
     }))
     .unwrap();
-    profile.set_architectures(Some(ARCHITECTURES.to_vec())).set_syscalls(Some(rules));
+    profile.set_architectures(Some(kind.machine.architectures.to_vec())).set_syscalls(Some(rules));
     profile
 }
 
@@ -90,21 +96,22 @@ fn samples(profiles: [&LinuxSeccomp; 2]) -> BTreeSet<u64> {
     samples
 }
 
-fn compare(docker: &Value, capabilities: u64) -> usize {
-    let (ours, theirs) = (profile(capabilities).unwrap(), dockers(docker, capabilities));
-    let programs = [&ours, &theirs].map(|profile| instructions(profile).unwrap());
-    let answers = |abi: &machine::Abi, number: u32, argument: u64| {
-        let answer =
-            |program: &[program::Instruction]| run(program, abi.audit, number, [argument, 0, 0, 0, 0, 0]);
-        (answer(&programs[0]), answer(&programs[1]))
+fn compare(docker: &Value, kind: &Kind, capabilities: u64) -> usize {
+    let (ours, theirs) =
+        (profile_on(&kind.machine, capabilities).unwrap(), dockers(docker, kind, capabilities));
+    let programs = [&ours, &theirs].map(|profile| instructions_on(profile, kind.abis).unwrap());
+    let answers = |abi: &Abi, number: u32, argument: u64| {
+        let [ours, dockers] =
+            programs.each_ref().map(|program| run(program, abi.audit, number, [argument, 0, 0, 0, 0, 0]));
+        (ours, dockers)
     };
     let samples = samples([&ours, &theirs]);
     let mut compared = 0;
-    for abi in machine::abis() {
+    for abi in kind.abis {
         let start = if abi.arch == Arch::ScmpArchX32 { machine::X32 } else { 0 };
-        for number in start..start + 600 {
+        for number in (start..start + 600).chain(start + ARM_PRIVATE..start + ARM_PRIVATE + 8) {
             for argument in &samples {
-                let (ours, dockers) = answers(&abi, number, *argument);
+                let (ours, dockers) = answers(abi, number, *argument);
                 assert_eq!(
                     ours, dockers,
                     "{:?} call {number} of {argument:#x}, capabilities {capabilities:#x}",
@@ -126,6 +133,10 @@ fn it_allows_exactly_what_dockers_profile_allows() {
     let docker: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     let single = CAPABILITIES.iter().map(|(_, number)| 1 << number);
     let all = CAPABILITIES.iter().fold(0, |all, (_, number)| all | 1 << number);
-    let compared: usize = single.chain([0, all]).map(|capabilities| compare(&docker, capabilities)).sum();
-    assert!(compared > 1_000_000, "{compared}");
+    let capabilities: Vec<u64> = single.chain([0, all]).collect();
+    for kind in &KINDS {
+        let compared: usize =
+            capabilities.iter().map(|capabilities| compare(&docker, kind, *capabilities)).sum();
+        assert!(compared > 1_000_000, "{compared} of {:?}", kind.names);
+    }
 }

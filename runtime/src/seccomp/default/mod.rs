@@ -80,22 +80,41 @@ const BY_CAPABILITY: [(u32, &[&str]); 14] = [
     (BPF, &["bpf"]),
 ];
 
-/// Calls that only one architecture has.
-#[cfg(target_arch = "x86_64")]
-const ARCHITECTURE_CALLS: &[&str] = &["arch_prctl", "modify_ldt"];
-#[cfg(target_arch = "aarch64")]
-const ARCHITECTURE_CALLS: &[&str] =
-    &["arm_fadvise64_64", "arm_sync_file_range", "breakpoint", "cacheflush", "set_tls", "sync_file_range2"];
-#[cfg(target_arch = "riscv64")]
-const ARCHITECTURE_CALLS: &[&str] = &["riscv_flush_icache"];
+/// The properties of the profile that depend on the kind of machine.
+struct Machine {
+    /// Calls that only this machine has.
+    calls: &'static [&'static str],
+    /// The allowed ABIs: the native one and the older ones that the machine supports.
+    architectures: &'static [Arch],
+}
 
-/// The allowed ABIs: the native one and the older ones that the machine supports.
+#[cfg(any(test, target_arch = "x86_64"))]
+const X86_64: Machine = Machine {
+    calls: &["arch_prctl", "modify_ldt"],
+    architectures: &[Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32],
+};
+#[cfg(any(test, target_arch = "aarch64"))]
+const AARCH64: Machine = Machine {
+    calls: &[
+        "arm_fadvise64_64",
+        "arm_sync_file_range",
+        "breakpoint",
+        "cacheflush",
+        "set_tls",
+        "sync_file_range2",
+    ],
+    architectures: &[Arch::ScmpArchAarch64, Arch::ScmpArchArm],
+};
+#[cfg(any(test, target_arch = "riscv64"))]
+const RISCV64: Machine = Machine { calls: &["riscv_flush_icache"], architectures: &[Arch::ScmpArchRiscv64] };
+
+/// This machine.
 #[cfg(target_arch = "x86_64")]
-const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchX86_64, Arch::ScmpArchX86, Arch::ScmpArchX32];
+const THIS: Machine = X86_64;
 #[cfg(target_arch = "aarch64")]
-const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchAarch64, Arch::ScmpArchArm];
+const THIS: Machine = AARCH64;
 #[cfg(target_arch = "riscv64")]
-const ARCHITECTURES: &[Arch] = &[Arch::ScmpArchRiscv64];
+const THIS: Machine = RISCV64;
 
 /// The families of sockets (linux/socket.h, `AF_*`) that may be created: those below 3 (unix and IPv4), then
 /// these. Not included are obsolete networks, the kernel's cryptography (38) and virtual machines (40), through
@@ -118,9 +137,13 @@ const NAMESPACES: u64 = 0x7e02_0000;
 /// # Errors
 /// None: all required fields are set.
 pub fn profile(capabilities: u64) -> oci_spec::Result<LinuxSeccomp> {
+    profile_on(&THIS, capabilities)
+}
+
+fn profile_on(machine: &Machine, capabilities: u64) -> oci_spec::Result<LinuxSeccomp> {
     let has = |number: u32| capabilities >> number & 1 == 1;
     let mut allowed: Vec<&str> = calls::ALLOWED.concat();
-    allowed.extend(ARCHITECTURE_CALLS);
+    allowed.extend(machine.calls);
     for (_, calls) in BY_CAPABILITY.iter().filter(|(capability, _)| has(*capability)) {
         allowed.extend(*calls);
     }
@@ -141,7 +164,7 @@ pub fn profile(capabilities: u64) -> oci_spec::Result<LinuxSeccomp> {
     profile
         .set_default_action(Action::ScmpActErrno)
         .set_default_errno_ret(Some(EPERM))
-        .set_architectures(Some(ARCHITECTURES.to_vec()))
+        .set_architectures(Some(machine.architectures.to_vec()))
         .set_syscalls(Some(rules));
     Ok(profile)
 }
