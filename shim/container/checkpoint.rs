@@ -59,10 +59,7 @@ pub async fn checkpoint_container(
     span.record("container", container.id.as_str());
     span.record("pod", container.pod.as_str());
     running(&container)?;
-    if let Some(runtime) = container.runtime() {
-        let why = format!("{} runs it, and only berth's own runtime checkpoints", runtime.program.display());
-        return Err(CriError::precondition(format!("container {}", container.id), why).into());
-    }
+    refuse_other_runtime(&container)?;
     let configured = parts.criu.clone();
     let criu = blocking(move || criu::find(configured.as_deref(), kernel_version())).await?;
     let deadline = (timeout > 0).then(|| Instant::now() + Duration::from_secs(timeout));
@@ -81,6 +78,16 @@ pub async fn checkpoint_container(
 
 fn late(seconds: u64) -> CriError {
     CriError::deadline(format!("the checkpoint was not complete after {seconds} s"))
+}
+
+/// Refuses a container of an OCI runtime.
+///
+/// # Errors
+/// `FailedPrecondition` with its program.
+pub(crate) fn refuse_other_runtime(container: &Container) -> Result<(), CriError> {
+    let Some(runtime) = container.runtime() else { return Ok(()) };
+    let why = format!("{} runs it, and only berth's own runtime checkpoints", runtime.program.display());
+    Err(CriError::precondition(format!("container {}", container.id), why))
 }
 
 /// Returns the pid of a running container.

@@ -93,6 +93,7 @@ fn refuse(pod: &Pod, containers: &[Arc<Container>]) -> Result<(), CriError> {
         return Err(CriError::precondition(format!("pod sandbox {}", pod.id), why));
     }
     for container in containers {
+        one::refuse_other_runtime(container)?;
         let (terminal, pids) = (container.with(|record| record.config.tty), pid_mode(pod, container));
         let why = match pids {
             _ if terminal => "a container with a terminal cannot be restored",

@@ -176,14 +176,25 @@ async fn root_in_a_pod_with_a_user_namespace_is_unprivileged_on_the_host() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_container_is_not_checkpointed() {
+async fn neither_a_container_nor_its_pod_is_checkpointed() {
     let mut berth = start().await;
     let pod = run_pod(&mut berth, "pod", "runc").await;
     let id = berth.run(&pod, sleeper("runs")).await;
     let location = berth.path("checkpoint.tar").display().to_string();
-    let request = CheckpointContainerRequest { container_id: id, location, timeout: 10 };
-    let error = berth.runtime.checkpoint_container(request).await.unwrap_err();
-    assert_eq!(error.code(), Code::FailedPrecondition);
-    assert!(error.message().contains("only berth's own runtime checkpoints"), "{error}");
+    let request = CheckpointContainerRequest { container_id: id.clone(), location, timeout: 10 };
+    let one = berth.runtime.checkpoint_container(request).await.unwrap_err();
+    let folder = berth.path("checkpoint");
+    fs::create_dir(&folder).unwrap();
+    let request = CheckpointPodRequest {
+        pod_sandbox_id: pod,
+        output_path: folder.display().to_string(),
+        container_ids: vec![id],
+        ..Default::default()
+    };
+    let all = berth.runtime.checkpoint_pod(request).await.unwrap_err();
+    for error in [one, all] {
+        assert_eq!(error.code(), Code::FailedPrecondition);
+        assert!(error.message().contains("only berth's own runtime checkpoints"), "{error}");
+    }
     assert_eq!(berth.clean().await, Vec::<String>::new());
 }
