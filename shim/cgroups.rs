@@ -246,7 +246,7 @@ impl Cgroups {
         let names = [id.to_owned(), systemd::scope_name(id)];
         let hierarchies = self.hierarchies.clone();
         blocking(move || {
-            let found = berth_runtime::cgroup::find(&hierarchies, &names);
+            let found = berth_runtime::cgroup::find(&hierarchies, &names, hierarchies.own_mark());
             found.iter().try_for_each(|path| Cgroup::open(&hierarchies, path).release())
         })
         .await

@@ -13,13 +13,13 @@ pub fn objects(scope: &Scope) -> Vec<Object> {
     marked(hierarchies, mark).into_iter().map(|path| object(path, true)).collect()
 }
 
-/// Returns the cgroups of objects with these ids, with a mark or without one.
+/// Returns the cgroups of objects with these ids, with this daemon's mark or without one.
 #[must_use]
 pub fn of_ids(scope: &Scope, ids: &[String]) -> Vec<Object> {
-    let Some(hierarchies) = &scope.hierarchies else { return Vec::new() };
+    let (Some(hierarchies), Some(mark)) = (&scope.hierarchies, &scope.mark) else { return Vec::new() };
     let scopes = ids.iter().map(|id| systemd::scope_name(id));
     let names: Vec<String> = ids.iter().cloned().chain(scopes).collect();
-    find(hierarchies, &names).into_iter().map(|path| object(path, false)).collect()
+    find(hierarchies, &names, Some(mark)).into_iter().map(|path| object(path, false)).collect()
 }
 
 fn object(path: CgroupPath, certain: bool) -> Object {

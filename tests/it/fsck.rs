@@ -104,7 +104,11 @@ fn plant_in_kernel(berth: &Berth, pod: &str) -> Vec<&'static str> {
     for folder in cgroup_folders(&berth.cgroup_parent).iter().filter(|folder| folder.ends_with(pod)) {
         let (marked, unmarked) = (folder.with_file_name(&id), folder.with_file_name("cd".repeat(32)));
         fs::create_dir(&marked).unwrap();
-        fs::create_dir(unmarked).unwrap();
+        fs::create_dir(&unmarked).unwrap();
+        // Another daemon on this host may have an object with the same id.
+        let foreign = unmarked.join(&id);
+        fs::create_dir(&foreign).unwrap();
+        rustix::fs::setxattr(&foreign, "trusted.berth", b"1:1 /elsewhere", XattrFlags::empty()).unwrap();
         let mut mark = [0; 4200];
         let length = rustix::fs::getxattr(folder, "trusted.berth", &mut mark[..]).unwrap();
         rustix::fs::setxattr(&marked, "trusted.berth", &mark[..length], XattrFlags::empty()).unwrap();
@@ -227,6 +231,7 @@ async fn leftovers_of_every_kind_are_found_beside_a_running_pod_and_removed() {
     unpin(&foreign);
     for folder in cgroup_folders(&berth.cgroup_parent) {
         if folder.ends_with("cd".repeat(32)) {
+            fs::remove_dir(folder.join(stranger())).unwrap();
             fs::remove_dir(folder).unwrap();
         }
     }

@@ -9,14 +9,19 @@ use super::mark::Mark;
 use super::{CgroupPath, Hierarchies};
 
 /// Returns the cgroups of this host that have one of these names as their last path component, in any hierarchy.
-/// Folders that cannot be read are skipped.
+/// Folders that cannot be read, and cgroups with the mark of another daemon than `own`, are skipped.
 #[must_use]
-pub fn find(hierarchies: &Hierarchies, names: &[String]) -> Vec<CgroupPath> {
+pub fn find(hierarchies: &Hierarchies, names: &[String], own: Option<&Mark>) -> Vec<CgroupPath> {
     let mut found = BTreeSet::new();
     for hierarchy in hierarchies.used() {
         let has_name = |folder: &Path| names.iter().any(|name| folder.ends_with(name));
         found.extend(paths_of(&hierarchy.mount, has_name));
     }
+    let is_of_another = |path: &String| {
+        let mut folders = hierarchies.used().map(|hierarchy| hierarchy.mount.join(path));
+        folders.any(|folder| Mark::on(&folder).is_some_and(|mark| own != Some(&mark)))
+    };
+    found.retain(|path| !is_of_another(path));
     found.iter().filter_map(|path| CgroupPath::from_recorded(path).ok()).collect()
 }
 

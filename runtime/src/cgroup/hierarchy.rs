@@ -79,6 +79,12 @@ impl Hierarchies {
         Self { mark: Some(mark), ..self }
     }
 
+    /// The mark of the cgroups that are created.
+    #[must_use]
+    pub fn own_mark(&self) -> Option<&Mark> {
+        self.mark.as_ref()
+    }
+
     /// Marks the folder of a new cgroup.
     pub(super) fn mark(&self, folder: &Path) {
         if let Some(mark) = &self.mark {

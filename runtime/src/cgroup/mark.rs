@@ -41,11 +41,17 @@ impl Mark {
         }
     }
 
-    /// Returns whether the folder of a cgroup has this mark.
-    pub(super) fn is_on(&self, folder: &Path) -> bool {
+    /// Returns the mark on the folder of a cgroup.
+    pub(super) fn on(folder: &Path) -> Option<Self> {
         let mut value = [0_u8; LONGEST];
         let read: Result<usize, Errno> = rustix::fs::getxattr(folder, ATTRIBUTE, &mut value[..]);
-        read.is_ok_and(|length| value.get(..length) == Some(self.text.as_bytes()))
+        let text = String::from_utf8_lossy(value.get(..read.ok()?)?).into_owned();
+        Some(Self { text })
+    }
+
+    /// Returns whether the folder of a cgroup has this mark.
+    pub(super) fn is_on(&self, folder: &Path) -> bool {
+        Self::on(folder).as_ref() == Some(self)
     }
 }
 
