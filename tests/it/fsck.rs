@@ -128,11 +128,11 @@ fn remove_folder(folder: &Path) {
 
 fn pin(id: &str, content: &str) {
     fs::create_dir_all("/run/netns").unwrap();
-    // A test that failed has left its own.
-    if Path::new(&format!("/run/netns/berth-{id}")).exists() {
-        unpin(id);
-    }
     let path = format!("/run/netns/berth-{id}");
+    // A test that failed has left its own, perhaps without the mount, which was in another mount namespace.
+    if Path::new(&path).exists() {
+        let _not_mounted = Command::new("umount").arg(&path).status();
+    }
     fs::write(&path, content).unwrap();
     let bound = Command::new("mount").args(["--bind", "/proc/self/ns/net", &path]).status().unwrap();
     assert!(bound.success());
