@@ -117,13 +117,23 @@ pub(super) mod x86_64 {
 pub(super) mod aarch64 {
     use super::{ARM_PRIVATE, Abi, Arch, FromStr};
 
-    table!(of_aarch64, aarch64);
+    table!(in_aarch64s_table, aarch64);
     table!(in_arms_table, arm);
 
     pub(in super::super) const ABIS: [Abi; 2] = [
         Abi { audit: 0xc000_00b7, arch: Arch::ScmpArchAarch64, native: true, wide: true, number: of_aarch64 },
         Abi { audit: 0x4000_0028, arch: Arch::ScmpArchArm, native: false, wide: false, number: of_arm },
     ];
+
+    /// The table has the name `fstatat`, of `__NR3264_fstatat`; the call is `newfstatat` on machines with 64 bits
+    /// (asm-generic/unistd.h).
+    fn of_aarch64(name: &str) -> Option<u32> {
+        match name {
+            "newfstatat" => in_aarch64s_table("fstatat"),
+            "fstatat" => None,
+            name => in_aarch64s_table(name),
+        }
+    }
 
     /// The private calls are not in the table of calls (arch/arm/include/uapi/asm/unistd.h). The last name is a second
     /// one of `arm_sync_file_range`.
@@ -166,6 +176,21 @@ mod tests {
         (abis.find(|abi| abi.arch == arch).unwrap().number)(name)
     }
 
+    /// Calls with two names in asm-generic/unistd.h: those of machines with 64 bits.
+    const GENERIC: [(&str, u32); 11] = [
+        ("fcntl", 25),
+        ("statfs", 43),
+        ("fstatfs", 44),
+        ("truncate", 45),
+        ("ftruncate", 46),
+        ("lseek", 62),
+        ("sendfile", 71),
+        ("newfstatat", 79),
+        ("fstat", 80),
+        ("mmap", 222),
+        ("fadvise64", 223),
+    ];
+
     #[test]
     fn numbers_match_the_kernels_headers() {
         assert_eq!(number(Arch::ScmpArchX86_64, "openat2"), Some(437));
@@ -180,6 +205,11 @@ mod tests {
         assert_eq!(number(Arch::ScmpArchAarch64, "openat2"), Some(437));
         assert_eq!(number(Arch::ScmpArchAarch64, "open"), None);
         assert_eq!(number(Arch::ScmpArchRiscv64, "clone"), Some(220));
+        for arch in [Arch::ScmpArchAarch64, Arch::ScmpArchRiscv64] {
+            for (name, expected) in GENERIC {
+                assert_eq!(number(arch, name), Some(expected), "{name} on {arch:?}");
+            }
+        }
         // arch/arm/include/uapi/asm/unistd.h
         assert_eq!(number(Arch::ScmpArchArm, "open"), Some(5));
         assert_eq!(number(Arch::ScmpArchArm, "sync_file_range2"), Some(341));
