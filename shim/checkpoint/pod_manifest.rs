@@ -24,7 +24,7 @@ const MOST_CONTAINERS: usize = 1000;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PodManifest {
-    /// The format.
+    /// The version of the format: [`VERSION`].
     pub version: u32,
     /// The containers. The archive of each is named by its position in this list.
     pub containers: Vec<ManifestContainer>,

@@ -58,7 +58,7 @@ impl RestoredProcesses {
         Ok(Self { order, own: BTreeSet::from([script, criu, helper]), criu })
     }
 
-    /// Checks that they have no more rights than the container.
+    /// Checks that the restored processes have no more rights than the container.
     pub(super) fn check(&self, first: i32) -> Result<(), String> {
         check_all(&self.order, &self.list()?, first)
     }

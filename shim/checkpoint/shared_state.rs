@@ -36,11 +36,11 @@ pub struct SysvObject {
     pub key: i32,
     /// Its id.
     pub id: i32,
-    /// The permissions.
+    /// The permission bits: `ipc_perm.mode` (msgctl(2), semctl(2), shmctl(2)).
     pub mode: u16,
-    /// The owner.
+    /// The user id of the owner, as the pod sees it.
     pub uid: u32,
-    /// The group.
+    /// The group id of the owner, as the pod sees it.
     pub gid: u32,
     /// The size of a segment in bytes, the number of semaphores or messages.
     pub size: u64,
@@ -55,9 +55,9 @@ pub struct SysvObject {
 /// A message of a queue.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SysvMessage {
-    /// The type.
+    /// The type by which receivers select it, greater than 0 (msgop(2)).
     pub kind: i64,
-    /// The content.
+    /// The text of the message, without its type.
     pub content: Vec<u8>,
 }
 

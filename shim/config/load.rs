@@ -34,7 +34,7 @@ pub enum ConfigError {
     /// A handler has no program.
     #[error("handlers.{handler}.path is not set")]
     NoProgram {
-        /// The handler.
+        /// The name of the handler: `NAME` in `[handlers.NAME]`.
         handler: String,
     },
     /// The state of a handler's runtime is in a folder that the runtime does not see.
@@ -42,7 +42,7 @@ pub enum ConfigError {
         "the state of handler {handler} is below root: set handlers.{handler}.root to a folder outside of it"
     )]
     HiddenState {
-        /// The handler.
+        /// The name of the handler: `NAME` in `[handlers.NAME]`.
         handler: String,
     },
     /// A file has a mistake.

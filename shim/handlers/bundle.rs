@@ -26,7 +26,7 @@ pub struct BundleInput<'a> {
     pub id: &'a str,
     /// The folder of the container.
     pub folder: &'a Path,
-    /// The runtime.
+    /// The program that reads the bundle, and its state folder.
     pub runtime: &'a ContainerRuntime,
     /// The path of the cgroup.
     pub cgroup: &'a str,
