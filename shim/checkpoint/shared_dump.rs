@@ -156,8 +156,7 @@ fn write_segment(id: i32, path: &Path) -> Result<(), String> {
 }
 
 fn read_values(set: &mut SysvObject) -> Result<(), String> {
-    let count = usize::try_from(set.size).map_err(|error| error.to_string())?;
-    set.values = sysv::semaphore_values(set.id, count).map_err(|error| error.to_string())?;
+    set.values = sysv::semaphore_values(set.id).map_err(|error| error.to_string())?;
     Ok(())
 }
 

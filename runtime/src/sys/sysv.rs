@@ -116,6 +116,7 @@ impl SysvKind {
 pub struct AttachedSegment {
     address: *mut u8,
     length: usize,
+    writable: bool,
 }
 
 impl AttachedSegment {
@@ -134,7 +135,7 @@ impl AttachedSegment {
         // SAFETY: the kernel chooses a free address (shmat(2)).
         let address = unsafe { libc::shmat(id, std::ptr::null::<c_void>(), flags) };
         checked(if address.addr() == usize::MAX { -1 } else { 0 }).on("shmat", id)?;
-        Ok(Self { address: address.cast(), length: data.shm_segsz })
+        Ok(Self { address: address.cast(), length: data.shm_segsz, writable })
     }
 
     /// Returns its size in bytes.
@@ -165,8 +166,11 @@ impl AttachedSegment {
     /// Fills it from a source, up to its size.
     ///
     /// # Errors
-    /// Reading fails, or the source is shorter.
+    /// Reading fails, the source is shorter, or the segment is attached read-only.
     pub fn fill_from(&mut self, source: &mut impl Read) -> io::Result<()> {
+        if !self.writable {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         let mut chunk = vec![0_u8; CHUNK.min(self.length)];
         let mut done = 0;
         while done < self.length {
@@ -175,7 +179,7 @@ impl AttachedSegment {
             source.read_exact(piece)?;
             // Zeros stay pages that do not exist.
             if piece.iter().any(|byte| *byte != 0) {
-                // SAFETY: as above; it was attached for writing by the only caller.
+                // SAFETY: as above; the segment is attached for writing.
                 unsafe { std::ptr::copy_nonoverlapping(piece.as_ptr(), self.address.add(done), part) };
             }
             done += part;
@@ -194,13 +198,12 @@ impl Drop for AttachedSegment {
 /// Returns the values of a set of semaphores.
 ///
 /// # Errors
-/// There is no such set, or it has another number of semaphores.
-pub fn semaphore_values(id: i32, count: usize) -> Result<Vec<u16>> {
-    let mut values = vec![0_u16; count_of(id)?.max(count)];
+/// There is no such set.
+pub fn semaphore_values(id: i32) -> Result<Vec<u16>> {
+    let mut values = vec![0_u16; count_of(id)?];
     // SAFETY: GETALL writes one number for each semaphore (semctl(2)), and their number never changes.
     let read = unsafe { libc::semctl(id, 0, libc::GETALL, values.as_mut_ptr()) };
     checked(read.into()).on("semctl(GETALL)", id)?;
-    values.truncate(count);
     Ok(values)
 }
 
