@@ -12,9 +12,13 @@ build:
 test-quick:
     tests/run --quick
 
-# Run every test (root)
+# Run the tests (root)
 test *options:
     tests/run {{options}}
+
+# Run the tests, also those for arm64 and other long ones (root)
+test-all:
+    tests/run --all
 
 # Check formatting, lints and the language of documents
 lint:

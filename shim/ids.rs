@@ -65,7 +65,7 @@ id_type! {
 
 /// The text is not 64 lowercase hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not an id of 64 lowercase hex digits")]
+#[error("invalid id: expected 64 lowercase hex digits")]
 pub struct NotAnId;
 
 fn is_id(text: &str) -> bool {

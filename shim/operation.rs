@@ -122,7 +122,7 @@ fn milliseconds(time: Duration) -> String {
     format!("{:.1}", time.as_secs_f64() * 1000.0)
 }
 
-/// A wait before the first step that is not worth a word.
+/// Shorter waits before the first step are not logged.
 const SHORT_WAIT: Duration = Duration::from_millis(1);
 
 /// The step before the first one that an operation names.

@@ -80,7 +80,7 @@ impl Pods {
         let records = self.records.clone();
         let written = blocking(move || Ok::<_, CriError>(records.flush(LAST_WRITES))).await;
         if !written.unwrap_or(false) {
-            tracing::warn!("ending a keeper before all exits of its containers are on disk");
+            tracing::warn!("timed out writing the exits of containers; ending their keeper");
         }
     }
 }

@@ -4,8 +4,8 @@
 usage: tests/prose_lint.py [--count] [PATH...]     all tracked files, or only these files and folders
        tests/prose_lint.py --self-test
 
-Prose is: comments and string literals of *.rs (except fuzz/corpus), the text of *.md, and comments of *.sh and of scripts
-without an extension. Inline code in backticks and captures such as {name} are not prose. A line that contains
+Prose is: comments and string literals of *.rs (except fuzz/corpus), the text of *.md, docstrings of *.py, and comments of *.sh,
+*.py, *.toml, *.yml, *.proto, *.c, *.txt and of scripts without an extension. Inline code in backticks and captures such as {name} are not prose. A line that contains
 "prose-lint: allow" is exempt. The exit code is 1 if there is a hit, 0 if there is none. --count prints only totals.
 """
 
@@ -58,7 +58,16 @@ PATTERNS = [(re.compile(text, re.IGNORECASE), text, hint) for text, hint in BANN
 RUST = re.compile(
     r"""(?P<line>//[/!]?[^\n]*) | (?P<block>/\*.*?\*/) | (?P<raw>\b[bc]?r(?P<hashes>\#*)".*?"(?P=hashes))
       | (?P<string>"(?:[^"\\]|\\.)*") | '(?:[^'\\\n]|\\[^\n][^'\n]*)' """, re.DOTALL | re.VERBOSE)
+SLASHES = re.compile(r"""(?P<line>//[^\n]*) | (?P<block>/\*.*?\*/) | "(?:[^"\\]|\\.)*" """, re.DOTALL | re.VERBOSE)
+PYTHON = re.compile(
+    r"""(?P<line>\#[^\n]*) | (?P<string>(?:(?<=\n)|(?<=\n[ ]{4})|(?<=\n[ ]{8}))\"{3}.*?\"{3}) | \"{3}.*?\"{3}
+      | '(?:[^'\\\n]|\\.)*' | "(?:[^"\\\n]|\\.)*" """, re.DOTALL | re.VERBOSE)
+HASHES = re.compile(r"""(?P<line>\#[^\n]*) | '[^'\n]*' | "(?:[^"\\\n]|\\.)*" """, re.VERBOSE)
 SCRIPT = re.compile(r"""(?P<line>(?:(?<=\s)|^)\#[^\n]*) | \\. | '[^']*' | "(?:[^"\\]|\\.)*" """, re.X | re.M | re.S)
+SYNTAX = {
+    ".rs": RUST, ".proto": SLASHES, ".c": SLASHES, ".py": PYTHON, ".toml": HASHES, ".yml": HASHES, ".txt": HASHES,
+    ".sh": SCRIPT, "": SCRIPT,
+}
 MARKER = re.compile(r"^(?:\s*(?:///?|//!|/\*+|\#+!?|\*)(?=\s|$))", re.MULTILINE)
 CODE = re.compile(r"(```).*?```|`[^`\n]*(?:\n[^`\n]*)?`|\{[^{}\n]*\}", re.DOTALL)
 
@@ -73,7 +82,7 @@ def prose_of(path, text):
         prose = text
     else:
         prose, end = "", 0
-        for match in (RUST if path.endswith(".rs") else SCRIPT).finditer(text):
+        for match in SYNTAX[os.path.splitext(path)[1]].finditer(text):
             if match.lastgroup in ("line", "block"):
                 part = MARKER.sub(lambda marker: " " * len(marker[0]), match[0])
             elif match.lastgroup:
@@ -106,7 +115,7 @@ def tracked(paths):
         ending = os.path.splitext(path)[1]
         with open(path, "rb") as file:
             is_script = not ending and file.read(2) == b"#!"
-        if not path.startswith("fuzz/corpus/") and (is_script or ending in (".rs", ".md", ".sh")):
+        if not path.startswith("fuzz/corpus/") and (is_script or ending and ending in (".md", *SYNTAX)):
             yield path
 
 
@@ -122,6 +131,9 @@ def self_test():
     assert found("a.md", "Thus. <!-- prose-lint: allow -->\n\nThere is no file. It is no file.\n") == [(3, "is no")]
     assert found("a.md", "What is this? What this is.\n") == [(1, "what")]
     assert found("a.sh", "told=1 # told\necho '# told' \"$#\"\n") == [(1, "told")]
+    assert found("a.py", 'x = "told" # told\ndef f():\n    """It was told."""\n') == [(1, "told"), (3, "told")]
+    assert found("a.toml", 'a = "told" # told\n') == [(1, "told")]
+    assert found("a.proto", "// told\nstring told = 1;\n") == [(1, "told")]
     assert found("a.md", "The file says at once.\nHello, world\n") == [(1, "file says")]
     print("self-test passed")
 

@@ -12,7 +12,7 @@ pub(crate) enum BenchError {
     #[error("failed to call {rpc}: {:?}: {}", .status.code(), .status.message())]
     Rpc { rpc: &'static str, status: Box<tonic::Status> },
     /// An answer does not contain a required value.
-    #[error("{rpc}: missing {what}")]
+    #[error("invalid answer of {rpc}: {what} is missing")]
     Answer { rpc: &'static str, what: &'static str },
     /// An operation on a file or folder of the bench failed.
     #[error("failed to {action} {}: {source}", path.display())]

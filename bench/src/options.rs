@@ -112,7 +112,7 @@ pub(crate) enum Part {
 
 impl Options {
     /// Returns whether a part is selected. `--only` excludes the other parts. Pulls need references, sessions a
-    /// client, and the parts about addresses their folder.
+    /// client, `returns` and `crowd` the option `--addresses`.
     pub(crate) fn selects(&self, part: Part) -> bool {
         (self.only.is_empty() || self.only.contains(&part))
             && (part != Part::Pull || !self.pulls.is_empty() || !self.together.is_empty())

@@ -56,7 +56,7 @@ pub(crate) fn unpin(path: &Path) -> Result<()> {
 pub(crate) struct Pin {
     pub(crate) pod: String,
     pub(crate) path: PathBuf,
-    /// Whether the file below the mount has the mark. If it has none, an older daemon or another one has pinned it.
+    /// Whether the file below the mount has the mark. Without a mark, an older version or another daemon has pinned it.
     pub(crate) certain: bool,
 }
 

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
-/// The output of a program, of which only the start is kept.
+/// The first bytes of a program's output.
 pub(crate) struct Output {
     /// The pipe, until it ends. Without one, the output goes elsewhere.
     pipe: Option<OwnedFd>,

@@ -80,7 +80,7 @@ pub enum UserError {
     #[error("invalid user or group id {0:?}: it must be between 0 and {HIGHEST}")]
     NotAnId(String),
     /// A required file is longer than the limit.
-    #[error("the image's {file} has {size} bytes, the limit is {LONGEST}")]
+    #[error("invalid {file} of the image: {size} bytes, the limit is {LONGEST}")]
     TooLong {
         /// The file's path.
         file: &'static str,
@@ -319,7 +319,7 @@ mod tests {
 
         write(limit + 1, limit + 1);
         let error = of("web", merge).unwrap_err().to_string();
-        assert_eq!(error, "the image's /etc/passwd has 1048577 bytes, the limit is 1048576");
+        assert_eq!(error, "invalid /etc/passwd of the image: 1048577 bytes, the limit is 1048576");
         let numbers = of("1000:50", merge).unwrap();
         assert_eq!((numbers.uid, numbers.gid, numbers.groups, numbers.home), (1000, 50, vec![50], None));
         assert_eq!(of("0", strict).unwrap().uid, 0);

@@ -41,7 +41,7 @@ pub struct Cli {
 enum Command {
     /// Run the daemon
     Serve(serve::ServeArgs),
-    /// Check what this host supports, and show what does not work
+    /// Check this host, and show which features are missing
     Check(check::CheckArgs),
     /// List pods and containers
     Ps(ps::PsArgs),
@@ -63,7 +63,7 @@ enum Command {
     Demo(crate::demo::DemoArgs),
     /// Run a built-in CNI plugin for another runtime
     Cni(cni::CniArgs),
-    /// Find what belongs to no pod, container or image on this host, and remove it with --repair
+    /// Find leftovers of pods, containers and images on this host; remove them with --repair
     Fsck(fsck::FsckArgs),
     /// Run containers of bundles, as an OCI runtime for containerd, podman and CRI-O
     #[command(disable_help_flag = true)]

@@ -155,7 +155,7 @@ settings! {
         enable: bool => bool = true,
             "Accept and start NRI plugins.";
         socket_path: SocketPath => PathBuf = path("/var/run/nri/nri.sock"),
-            "Socket to which plugins connect; without it, the daemon runs without plugins that connect.";
+            "Socket to which plugins connect; if it cannot be created, only the plugins of plugin_path run.";
         plugin_path: AbsolutePath => PathBuf = path("/opt/nri/plugins"),
             "Folder of plugins that the daemon starts, as NN-NAME.";
         plugin_config_path: AbsolutePath => PathBuf = path("/etc/nri/conf.d"),
@@ -193,7 +193,7 @@ settings! {
             "Plugins without which no container is created.",
             note "a pod requires further ones by the annotation `required-plugins.noderesource.dev`, a JSON list of names";
         tolerate_missing_plugins_annotation: Name => String = String::new(),
-            "Annotation of pods, as true, that permits containers without the required plugins.",
+            "Annotation that, if \"true\", permits the containers of a pod without the required plugins.",
             note "empty: no annotation permits that";
     }
     tables {}

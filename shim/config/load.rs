@@ -24,7 +24,7 @@ pub enum ConfigError {
         error: io::Error,
     },
     /// One of two keys that belong together is missing.
-    #[error("{is} is set and {is_not} is not: a certificate and its key belong together")]
+    #[error("invalid {is}: {is_not} is not set, and a certificate needs its key")]
     Half {
         /// The key that is set.
         is: &'static str,
@@ -32,7 +32,7 @@ pub enum ConfigError {
         is_not: &'static str,
     },
     /// A handler has no program.
-    #[error("handlers.{handler}.path is not set")]
+    #[error("invalid handlers.{handler}.path: not set")]
     NoProgram {
         /// The name of the handler: `NAME` in `[handlers.NAME]`.
         handler: String,

@@ -61,7 +61,7 @@ pub(crate) async fn record_failure(container: &Arc<Container>, failure: &InitFai
         Ok::<_, CriError>(explain(&spec, &read, &failure).unwrap_or_else(|| failure.to_string()))
     });
     let text = text.await.unwrap_or_else(|error| error.to_string());
-    tracing::warn!(container = container.id.as_str(), error = text, "a poststop hook has failed");
+    tracing::warn!(container = container.id.as_str(), error = text, "failed to run a poststop hook");
     container.transition(|state| state.with_exit_note(&text));
 }
 

@@ -277,8 +277,8 @@ impl ExecHandle {
 
     /// Kills a process that may not have reached its exec yet: another process can stop it there. The keeper
     /// handles this call after the one that starts the process. If only a clone of the process is in the
-    /// cgroup, killing the cgroup catches it. Returns whether the keeper answered; if it continues later, the
-    /// cgroup is gone and it cannot clone the process into it.
+    /// cgroup, killing the cgroup catches it. Returns whether the keeper answered. A keeper that continues
+    /// later cannot start the process, because the cgroup is removed.
     async fn kill_unstarted(&self) -> bool {
         const SIGKILL: i32 = 9;
         let killed = self.link.execute(Call::SignalExec { exec: self.id.clone(), signal: SIGKILL }).await;

@@ -151,7 +151,7 @@ fn hook(path: PathBuf) -> Result<Hook, String> {
     Ok(hook)
 }
 
-/// Returns a list that has two names, of which a file may use one.
+/// Returns a list that a file may have under either of two keys. Both keys are an error.
 fn one_of(field: &str, list: Vec<String>, synonym: Vec<String>) -> Result<Vec<String>, String> {
     match (list.is_empty(), synonym.is_empty()) {
         (false, false) => Err(format!("{field}: is specified twice")),

@@ -206,7 +206,7 @@ pub struct Object {
     pub name: String,
     /// Where it is.
     pub place: Place,
-    /// Whether its mark distinguishes this daemon from others on the host. Objects of older daemons may lack that.
+    /// Whether its mark distinguishes this daemon from others on the host. Marks of older versions do not identify the daemon.
     pub certain: bool,
 }
 

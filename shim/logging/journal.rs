@@ -1,5 +1,5 @@
 //! Entries for the journal of systemd, in its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram per entry, a
-//! list of fields. `MESSAGE` is the whole line, as on standard error; `journalctl` shows it. Each field of the line is also a
+//! list of fields. `MESSAGE` is the message with all its fields; `journalctl` shows it. Each field of the line is also a
 //! field of the entry, so that `journalctl BERTH_POD=...` finds all entries of a pod.
 
 use std::fmt::{Debug, Write as _};

@@ -46,7 +46,7 @@ async fn handle(stopper: &PodStopper, pod: &Arc<Pod>, event: Event) {
         },
         Event::PoststopFailed { container, failure } => match stopper.pods.store.container(&container) {
             Ok(container) => hooks::record_failure(&container, &failure).await,
-            Err(_) => tracing::warn!(container, %failure, "a poststop hook has failed"),
+            Err(_) => tracing::warn!(container, %failure, "failed to run a poststop hook"),
         },
         Event::PauseExited { code } => pause_ended(&stopper.pods.events, pod, code),
         Event::ExecExited { exec, .. } => tracing::debug!(exec, "an exec exited that no caller waits for"),

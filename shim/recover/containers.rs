@@ -78,7 +78,7 @@ fn load_one(
     let record = match record {
         Ok(record) => record,
         Err(error) => {
-            tracing::warn!(container = id.as_str(), %error, "removing a container without a readable record");
+            tracing::warn!(container = id.as_str(), %error, "removing a container: its record cannot be read");
             pods.instruments.recovered(RecoveredObject::Container, Recovered::Removed);
             return cleanup.discard.push((id, None));
         }

@@ -87,7 +87,7 @@ fn load_one(
     let record = match record {
         Ok(record) => record,
         Err(error) => {
-            tracing::warn!(pod = id.as_str(), %error, "removing a pod without a readable record");
+            tracing::warn!(pod = id.as_str(), %error, "removing a pod: its record cannot be read");
             pods.instruments.recovered(RecoveredObject::Pod, Recovered::Removed);
             return cleanup.discard.push((id, None));
         }

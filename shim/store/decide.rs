@@ -14,8 +14,8 @@ pub enum KeeperReport {
     Running(i64),
     /// It has ended.
     Ended(ExitRecord),
-    /// The keeper does not have it: an earlier daemon that was removing it made the keeper forget it, which
-    /// kills its processes.
+    /// The keeper does not have it: an earlier daemon began to remove it, and the keeper has killed its
+    /// processes and unregistered it.
     Forgotten,
 }
 

@@ -13,7 +13,7 @@ pub(super) const QUEUE: usize = 8;
 
 /// The peer has disconnected or has ended the stream.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the peer is gone")]
+#[error("the peer has disconnected")]
 pub struct Gone;
 
 /// An item in the queue of a connection's writer.

@@ -218,7 +218,7 @@ async fn an_oversized_etc_passwd_fails_only_containers_that_need_names() {
     let named = config("named", &|context| context.run_as_username = "web".to_owned());
     let refused = berth.try_create(&pod, named).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
-    let words = format!("the image's /etc/passwd has {} bytes, the limit is 1048576", passwd.len());
+    let words = format!("invalid /etc/passwd of the image: {} bytes, the limit is 1048576", passwd.len());
     assert!(refused.message().contains(&words), "{refused}");
     let number = config("number", &|context| {
         context.run_as_user = Some(Int64Value { value: 1000 });

@@ -58,6 +58,7 @@ mod resources;
 mod restart;
 mod restore;
 mod seccomp;
+mod security_document;
 mod server;
 mod sessions;
 mod storm;

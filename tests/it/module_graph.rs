@@ -176,7 +176,7 @@ fn edges(sources: &BTreeMap<Module, Source>) -> Edges {
     edges
 }
 
-/// The modules that are in circles, each with those that it reaches and that reach it.
+/// The modules that reach themselves.
 fn circle(uses: &BTreeMap<String, BTreeMap<String, Module>>) -> BTreeSet<String> {
     let reached = |from: &String| {
         let mut reached = BTreeSet::new();

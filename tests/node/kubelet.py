@@ -83,7 +83,7 @@ PODS = {
 
 
 def files(kubelet):
-    """What the node needs in addition."""
+    """The additional files of the node."""
     return {
         "/usr/local/bin/kubelet": kubelet,
         "/etc/systemd/system/kubelet.service": UNIT,

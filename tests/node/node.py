@@ -143,7 +143,7 @@ class Node:
         self.port.close()
 
     def cut_power(self):
-        """Ends the machine at once. What it had not written to its disk is lost."""
+        """Ends the machine at once. Data that it had not written to its disk is lost."""
         self.qemu.send_signal(signal.SIGKILL)
         self.qemu.wait()
         self.port.close()

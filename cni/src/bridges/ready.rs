@@ -207,8 +207,8 @@ impl Ready {
         state.bridges.values().all(|known| known.is_sound())
     }
 
-    /// Repairs what other programs have changed. Returns whether a bridge is not the one that pods were attached to:
-    /// they must be attached to it again. A bridge that is gone and not `in_use` is not recreated.
+    /// Repairs what other programs have changed. Returns whether a bridge was created again: pods must then be
+    /// attached to it again. A bridge that is gone and not `in_use` is not recreated.
     pub(crate) async fn repair(&self, host: &Netlink, in_use: impl Fn(&str) -> bool) -> bool {
         let mut state = self.state.lock().await;
         let had_forwarding = state.forwarding.clone();

@@ -12,8 +12,8 @@ use crate::record::Record;
 use crate::{Error, PluginCommand, Result, pin, trace};
 
 impl Network {
-    /// Detaches a pod before its namespace is destroyed, as far as it is attached. Continues after an error and reports
-    /// all errors.
+    /// Detaches a pod before its namespace is destroyed. Parts that are not attached are skipped. Continues after an
+    /// error and reports all errors.
     ///
     /// # Errors
     /// Something could not be released. A retry continues there.

@@ -22,7 +22,7 @@ pub(crate) trait Commands: Sized {
     /// `ADD`: attaches a pod. After an error, nothing remains except what `del` removes.
     async fn add(&self, call: &Call<'_>, config: &Value, previous: CniResult) -> Result<CniResult>;
 
-    /// `DEL`: detaches a pod, as far as it is attached.
+    /// `DEL`: detaches a pod. Parts that are not attached are skipped.
     async fn del(&self, call: &Call<'_>, config: &Value, previous: &CniResult) -> Result<()>;
 
     /// `CHECK`: checks that an attachment is unchanged.

@@ -308,8 +308,8 @@ impl Index {
         self.layers.insert(key, entry);
     }
 
-    /// Returns which of an image's layers have a patch above them, from the bottom up, as far as another
-    /// image has the same layers.
+    /// Returns which of an image's layers have a patch above them, from the bottom up. It is known only
+    /// for layers that another image has, too.
     pub(super) fn patched(&self, layers: &[&LayerKey]) -> Vec<bool> {
         let of = |entry: &ImageEntry| {
             let mut keys = entry.record.layers.iter().peekable();

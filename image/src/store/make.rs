@@ -38,8 +38,8 @@ pub(crate) struct NewImage {
 }
 
 impl Inner {
-    /// Leases a layer. If it does not exist, `make` creates it, after it has acquired one of `slots` if there
-    /// are any. Concurrent callers wait, and create it themselves if this fails or is slow.
+    /// Leases a layer. If it does not exist, this waits for one of `slots`, if there are any, and `make`
+    /// creates the layer. Concurrent callers wait, and create it themselves if this fails or is slow.
     pub(crate) async fn lease_or_create<F>(
         self: &Arc<Self>,
         key: &LayerKey,
@@ -197,8 +197,8 @@ impl Inner {
     }
 
     /// Removes tags from all images except `owner`: a tag belongs to one image. It is called after the
-    /// owner's record is durable. After a power failure a tag may have two owners, of which the later one
-    /// keeps it, but always has one.
+    /// owner's record is durable. After a power failure a tag may have two owners: the newer one
+    /// keeps it. A tag is never without an owner.
     fn move_tags(&self, tags: &[String], owner: &Digest) -> Result<(), Error> {
         let previous_owners = self.index().others_with(tags, owner);
         for previous in previous_owners {

@@ -1,7 +1,7 @@
 //! Patches: the parts of a layer that depend on the layers below. Layers are unpacked independently of one
 //! another and shared by images. So these parts are stored in a small separate layer directly above: the
 //! metadata of folders that the layer does not list, files of lower layers that it links to, and the content
-//! of its folders that are links below.
+//! of its folders that are symbolic links in lower layers.
 //!
 //! Whether a layer needs a patch depends on its chain, the layer with all layers below it. For a chain of an
 //! image in the store the answer is known.
@@ -96,7 +96,7 @@ fn chains(layers: &[Lease]) -> Result<Vec<Digest>, Error> {
 }
 
 impl Stacking<'_> {
-    /// Returns the patch for a layer above those that are stacked, if it needs one.
+    /// Returns the patch of the next layer, if it needs one.
     async fn patch(&mut self, place: usize, chain: Digest) -> Result<Option<Lease>, Error> {
         if !self.layers.get(place).is_some_and(|layer| layer.depends_on_others) {
             return Ok(None);

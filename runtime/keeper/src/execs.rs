@@ -39,7 +39,7 @@ struct Exec {
     init: i32,
     /// The supervisor of its system calls, if its filter has one.
     supervisor: Option<Supervisor>,
-    /// Whether the child is still the one that has an OCI runtime start the exec.
+    /// Whether the OCI runtime has not started the exec yet.
     awaits_creation: bool,
 }
 

@@ -81,8 +81,8 @@ impl Cgroup {
         names.filter_map(sibling).collect()
     }
 
-    /// Returns the processes of each exec in this cgroup, by the exec's name: those below it, and those that were started
-    /// while it was frozen.
+    /// Returns the processes of each exec in this cgroup, by the exec's name: child cgroups, and the sibling cgroups of execs that were
+    /// started while it was frozen.
     ///
     /// # Errors
     /// A cgroup cannot be read.

@@ -156,7 +156,7 @@ pub enum Report {
     /// The terminal's master is in the packet's descriptors.
     Terminal,
     /// Another child of the keeper continues in its place. This is the first report of the new child. It was
-    /// cloned inside the pod's user namespace, so that its process namespace belongs to that one, or into the PID
+    /// cloned inside the pod's user namespace, so that this user namespace owns its PID namespace, or into the PID
     /// namespace of other processes. The kernel specifies the sender (`SO_PASSCRED`).
     Moved,
     /// The process has loaded a filter that passes system calls to a supervisor. The filter's descriptor is in the

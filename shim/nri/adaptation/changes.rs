@@ -28,7 +28,7 @@ impl Adaptation {
             let host = host.clone();
             tokio::spawn(async move {
                 if let Err(error) = host.evict(container.clone(), reason).await {
-                    tracing::warn!(container, error, "an eviction by an NRI plugin has failed");
+                    tracing::warn!(container, error, "failed to evict a container for an NRI plugin");
                 }
             });
         }
@@ -37,7 +37,7 @@ impl Adaptation {
             let resources = update.linux.clone().and_then(|linux| linux.resources).unwrap_or_default();
             if let Err(error) = host.update(update.container_id.clone(), resources).await {
                 let container = &update.container_id;
-                tracing::warn!(container, error, "an update by an NRI plugin has failed");
+                tracing::warn!(container, error, "failed to update a container for an NRI plugin");
                 if !update.ignore_failure {
                     failures.push(FailedUpdate { update, error });
                 }

@@ -62,7 +62,7 @@ impl Adaptation {
         NriCreation { adaptation: self.clone(), silent, id: id.to_owned() }
     }
 
-    /// Waits until the creations of which no plugin was notified are in the store. If one takes too long, it will fail.
+    /// Waits until the unannounced creations are in the store. If one takes too long, it will fail.
     pub(super) async fn wait_for_silent(&self) {
         let none = async {
             loop {

@@ -92,7 +92,7 @@ pub struct Adaptation {
     host: OnceLock<Arc<dyn NriHost>>,
     /// The number of reasons to make calls: connected plugins, and the validator.
     active: AtomicUsize,
-    /// Creations of which no plugin was notified.
+    /// Unannounced creations: those that began when no plugin was connected.
     silent: AtomicUsize,
     silent_ended: Notify,
     /// The number of plugins that were synchronized while such a creation was in progress.

@@ -115,7 +115,7 @@ impl Lab {
         assert!(paths.is_empty(), "the host was changed: {paths:?}");
     }
 
-    /// Checks that the canary is assert_untouched and that nothing is left.
+    /// Checks that the canary is untouched and that nothing is left.
     pub async fn finish(mut self) {
         self.assert_untouched();
         assert_eq!(self.berth.clean().await, Vec::<String>::new());

@@ -8,11 +8,9 @@
 //! * [`identity`]: users, groups, capabilities, devices; [`requests`]: requests with hidden content
 //! * [`images`]: hostile layers, manifests and registries
 //! * [`exhaustion`]: memory, descriptors and disks of the host; [`network`], [`sockets`]
-//! * [`document`]: `docs/security.md` names all tests
 //!
 //! The attackers are small programs in `programs/`, compiled by `tests/stand-ins/attack-programs.sh`.
 
-mod document;
 mod exchange;
 mod exhaustion;
 mod identity;

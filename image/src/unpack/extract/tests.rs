@@ -1,5 +1,6 @@
 //! Layers as builders and attackers create them. They run as root: owners and devices are part of a layer.
 
+mod builder;
 mod gnu_tar;
 
 use std::collections::BTreeMap;
@@ -14,137 +15,10 @@ use proptest::prelude::*;
 use rustix::fs::{Mode, OFlags, lgetxattr};
 use tar::{Builder, EntryType, Header};
 
+pub(super) use self::builder::{Layer, Sandbox};
 use super::*;
 use crate::error::ErrorKind;
 use crate::unpack::{Limits, OPAQUE};
-
-/// A folder that contains a layer's folder. Anything else that appears in it has escaped.
-pub(super) struct Sandbox {
-    folder: tempfile::TempDir,
-}
-
-impl Sandbox {
-    pub(super) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        fs::create_dir(folder.path().join("fs")).unwrap();
-        fs::write(folder.path().join("secret"), "untouched").unwrap();
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join("fs").join(name)
-    }
-
-    pub(super) fn unpack(&self, archive: &[u8]) -> Result<Outcome, Error> {
-        self.unpack_within(archive, Limits::default())
-    }
-
-    pub(super) fn unpack_within(&self, archive: &[u8], limits: Limits) -> Result<Outcome, Error> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let root = rustix::fs::open(self.path(""), flags, Mode::empty()).unwrap();
-        let recipe = fs::File::create(self.folder.path().join("recipe")).unwrap();
-        let outcome = extract("layer", archive, root, Algorithm::Sha256, &Budget::new(limits), Some(recipe));
-        let mut around: Vec<_> =
-            fs::read_dir(self.folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        around.sort();
-        assert_eq!(around, ["fs", "recipe", "secret"], "something escaped");
-        let secret = fs::symlink_metadata(self.folder.path().join("secret")).unwrap();
-        assert_eq!(
-            (secret.len(), secret.nlink(), secret.uid()),
-            (9, 1, 0),
-            "a file beside the layer was changed"
-        );
-        outcome
-    }
-
-    /// Rebuilds the archive that was unpacked.
-    fn rebuild(&self) -> Vec<u8> {
-        let recipe = fs::File::open(self.folder.path().join("recipe")).unwrap();
-        let root = fs::File::open(self.path("")).unwrap();
-        let mut archive = Vec::new();
-        crate::unpack::rebuild(recipe, root.as_fd(), &mut archive).unwrap();
-        archive
-    }
-
-    pub(super) fn stat(&self, name: &str) -> fs::Metadata {
-        fs::symlink_metadata(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
-    fn text(&self, name: &str) -> String {
-        fs::read_to_string(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
-    }
-
-    fn xattr(&self, name: &str, attribute: &str) -> Option<Vec<u8>> {
-        let mut value = vec![0; 256];
-        let length = lgetxattr(self.path(name), attribute, &mut value[..]).ok()?;
-        value.truncate(length);
-        Some(value)
-    }
-
-    fn is_whiteout(&self, name: &str) -> bool {
-        let stat = self.stat(name);
-        stat.file_type().is_char_device() && stat.rdev() == 0
-    }
-}
-
-#[derive(Default)]
-pub(super) struct Layer(Vec<u8>);
-
-impl Layer {
-    pub(super) fn raw(
-        mut self,
-        name: &str,
-        kind: EntryType,
-        link: &str,
-        data: &[u8],
-        change: impl Fn(&mut Header),
-    ) -> Self {
-        let mut header = Header::new_ustar();
-        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
-        header.as_old_mut().linkname[..link.len()].copy_from_slice(link.as_bytes());
-        header.set_entry_type(kind);
-        header.set_mode(0o755);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(1_000_000_000);
-        header.set_size(data.len().try_into().unwrap());
-        change(&mut header);
-        header.set_cksum();
-        self.0.extend_from_slice(header.as_bytes());
-        self.0.extend_from_slice(data);
-        self.0.resize(self.0.len().next_multiple_of(512), 0);
-        self
-    }
-
-    pub(super) fn folder(self, name: &str) -> Self {
-        self.raw(name, EntryType::Directory, "", b"", |_| ())
-    }
-
-    pub(super) fn file(self, name: &str, text: &str) -> Self {
-        self.raw(name, EntryType::Regular, "", text.as_bytes(), |_| ())
-    }
-
-    fn symlink(self, name: &str, target: &str) -> Self {
-        self.raw(name, EntryType::Symlink, target, b"", |_| ())
-    }
-
-    pub(super) fn link(self, name: &str, target: &str) -> Self {
-        self.raw(name, EntryType::Link, target, b"", |_| ())
-    }
-
-    pub(super) fn pax(self, records: &[(&str, &str)]) -> Self {
-        let mut builder = Builder::new(Vec::new());
-        builder.append_pax_extensions(records.iter().map(|(key, value)| (*key, value.as_bytes()))).unwrap();
-        let mut bytes = builder.into_inner().unwrap();
-        bytes.truncate(bytes.len() - 1024);
-        Self([self.0, bytes].concat())
-    }
-
-    pub(super) fn end(mut self) -> Vec<u8> {
-        self.0.resize(self.0.len() + 1024, 0);
-        self.0
-    }
-}
 
 #[test]
 fn all_metadata_of_a_layer_is_set() {

@@ -9,7 +9,7 @@ use berth_runtime::sys;
 ///
 /// On v2 the counter of a cgroup includes those below it (cgroup-v2.rst, `memory.events`). systemd removes the cgroup of
 /// a scope as soon as it is empty: the container's own counter may be gone before the end of its first process is
-/// noticed. The other counter has kept its kills, together with those of other containers.
+/// noticed. The counter of the parent still includes its kills, and those of other containers.
 #[derive(Debug)]
 pub(crate) struct OomKills {
     own: Option<OwnedFd>,

@@ -169,8 +169,7 @@ fn profile_on(machine: &Machine, capabilities: u64) -> oci_spec::Result<LinuxSec
     Ok(profile)
 }
 
-/// The calls of a pause: those that it makes while it runs, and those with which its init executes it or reports
-/// an error.
+/// The system calls of the pause, and of its init until it runs the pause or reports an error.
 const PAUSE_CALLS: [&str; 8] = [
     "rt_sigprocmask",
     "rt_sigtimedwait",

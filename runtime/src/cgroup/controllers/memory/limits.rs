@@ -42,8 +42,8 @@ pub(in crate::cgroup::controllers) fn limits(
     writes
 }
 
-/// Returns whether a new limit of memory exceeds the present one of memory and swap. It never may, so the latter is
-/// then written first (Documentation/admin-guide/cgroup-v1/memory.rst, 2.4).
+/// Returns whether a new limit of memory exceeds the present one of memory and swap. The kernel refuses that, so the limit of memory
+/// and swap is then written first (Documentation/admin-guide/cgroup-v1/memory.rst, 2.4).
 fn exceeds_swap_limit(reader: &Reader<'_>, limit: i64) -> bool {
     let present = reader.text(CONTROLLER, V1.swap_limit);
     let number_of = |limit: i64| u64::try_from(limit).unwrap_or(u64::MAX);
