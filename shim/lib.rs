@@ -25,6 +25,8 @@
 //! * [`blocking`], [`host_files`]: work that blocks
 //! * [`keeper`], [`root_mount`], [`programs`], [`ids`], [`clock`], [`descriptors`], [`devices`], [`cdi`], [`hook_folders`], [`seccomp`], [`lsm`],
 //!   [`systemd`], [`leftovers`]: small parts
+//! * [`log_folders`]: log folders of pods that berth has created
+//! * [`project_quota`]: project quotas for the image store, by the system calls of the runtime
 
 pub mod admin_service;
 pub mod blocking;

@@ -1,4 +1,4 @@
-//! Responses of RPCs.
+//! Streams long lists to clients in parts.
 
 use std::pin::Pin;
 

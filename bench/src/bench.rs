@@ -15,10 +15,9 @@ use berth_proto::v1::{
 };
 use tokio::net::UnixStream;
 
-use crate::client::{Client, Timed, timed, timed_within};
+use crate::client::{Client, PULL_DEADLINE, Timed, timed, timed_within};
 use crate::error::BenchError;
 use crate::figures::{Distribution, Figure, Samples};
-use crate::measure::PULL_DEADLINE;
 use crate::options::Options;
 
 /// The label of every pod of a run. Pods are found and removed by it.

@@ -13,6 +13,9 @@ use tonic::{Response, Status};
 
 use crate::error::BenchError;
 
+/// The deadline of one pull.
+pub(crate) const PULL_DEADLINE: Duration = Duration::from_secs(300);
+
 /// The deadline of every call except pulls.
 const DEADLINE: Duration = Duration::from_secs(120);
 

@@ -131,7 +131,7 @@ impl Configuration {
         }
         let text = fs::read_to_string(template).doing(format!("read {}", template.display()))?;
         let text = template::render(&text, subnets)
-            .map_err(|why| Error::Invalid(format!("{}: {why}", template.display())))?;
+            .map_err(|why| Error::Invalid(format!("invalid {}: {why}", template.display())))?;
         fs::create_dir_all(folder).doing(format!("create {}", folder.display()))?;
         // The folder's reader ignores files with this extension.
         let temporary = target.with_extension("tmp");

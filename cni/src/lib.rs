@@ -20,6 +20,8 @@
 //! * [`result`]: the result of a plugin; [`runtime_config`]: what a runtime passes to plugins
 //! * [`ongoing`]: the running plugin programs; [`probe`]: what the kernel supports, for `berth check`
 //! * [`version`], [`names`], [`mac`], [`keys`], [`files`], [`watch`]: values, formats and files
+//! * [`devices`]: devices of the host that a container requests in addition to the pod network
+//! * [`trace`]: spans for traces
 
 #![forbid(unsafe_code)]
 

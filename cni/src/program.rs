@@ -139,10 +139,12 @@ fn kind(
         }
         // Values that a runtime may add are already in the configuration.
         let ipam = Ipam::compile_for_program(&named, search).map_err(invalid)?;
-        return ipam.map(RequestedPlugin::Addresses).ok_or_else(|| invalid("ipam: missing".to_owned()));
+        return ipam
+            .map(RequestedPlugin::Addresses)
+            .ok_or_else(|| invalid("invalid ipam: missing".to_owned()));
     }
     if !plugins::BUILT_IN.contains(&name) {
-        return Err(invalid(format!("type: {name:?} is not built in")));
+        return Err(invalid(format!("invalid type {name:?}: not a built-in plugin")));
     }
     let mut named = config.clone();
     if let Some(named) = named.as_object_mut() {
@@ -299,13 +301,13 @@ fn attachments(config: &Value) -> std::result::Result<HashSet<String>, Failure> 
 fn check_environment(invocation: &Invocation) -> std::result::Result<(), Failure> {
     let invalid = |why: String| Failure::new(Failure::INVALID_ENVIRONMENT, why);
     if !is_name(&invocation.container) {
-        return Err(invalid(format!("CNI_CONTAINERID: invalid id {:?}", invocation.container)));
+        return Err(invalid(format!("invalid CNI_CONTAINERID {:?}", invocation.container)));
     }
     if !is_link_name(&invocation.interface) {
-        return Err(invalid(format!("CNI_IFNAME: invalid interface name {:?}", invocation.interface)));
+        return Err(invalid(format!("invalid CNI_IFNAME {:?}", invocation.interface)));
     }
     if invocation.netns.is_empty() && invocation.command != "DEL" {
-        return Err(invalid("CNI_NETNS: missing".to_owned()));
+        return Err(invalid("invalid CNI_NETNS: missing".to_owned()));
     }
     Ok(())
 }

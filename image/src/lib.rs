@@ -3,6 +3,36 @@
 //! An image is pulled ([`ImageStore::pull`]) or loaded from an archive ([`ImageStore::load`]). Each layer is
 //! streamed from the socket through digest check and decompression into its own folder, independent of the
 //! other layers. The root filesystem of a container is an overlay of these folders. The caller mounts it.
+//!
+//! * [`admission`]: decides whether a container may use an image that is in the store
+//! * [`artifact`]: manifests that are not images
+//! * [`auth_file`]: credentials that are configured on the node
+//! * [`bounded`]: bounded lists in untrusted JSON documents
+//! * [`config`]: the config of an image
+//! * [`credentials`]: credentials for a registry, from a request or a configuration file
+//! * [`descriptor`]: references to content, in manifests and indexes
+//! * [`digest`]: digests of content
+//! * [`downloads`]: limits on concurrent downloads
+//! * [`error`]: the errors of this crate, and their kinds
+//! * [`explain`]: explains a pull without pulling
+//! * [`image`]: the public types for images and for the storage that containers use
+//! * [`import`]: the import folder
+//! * [`load`]: OCI layouts, OCI archives and docker-archives
+//! * [`manifest`]: parses manifests and indexes
+//! * [`media_types`]: the media types of manifests, configs and layers
+//! * [`mistakes`]: finds all mistakes in configuration files, before a pull needs the files
+//! * [`platform`]: which images of an index run on this host
+//! * [`policy`]: the policy that decides which images may be used (containers-policy.json(5))
+//! * [`printable`]: untrusted text in a form that is safe to print
+//! * [`progress`]: the progress of pulls, layer by layer
+//! * [`pull`]: pulls an image
+//! * [`reference`]: image references, normalised as Docker does
+//! * [`registry`]: the client for OCI registries
+//! * [`save`]: saves images to an archive that berth, docker and podman load
+//! * [`store`]: the images and layers on this node
+//! * [`transfer`]: the transfer of one layer, or of one file of an artifact, from a registry into the store
+//! * [`unpack`]: unpacks the bytes of a layer into a folder that overlayfs can stack
+//! * [`writable_diff`]: the difference between a writable layer and its image
 
 mod admission;
 mod artifact;

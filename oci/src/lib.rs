@@ -11,6 +11,17 @@
 //!   [`foreground`]: waits for a process
 //! * [`protect`]: protects the program from its containers
 //! * the other modules: one per command
+//! * [`delete`]: `berth oci delete`
+//! * [`events`]: prints the resource usage of a container as JSON lines, in the format of runc
+//! * [`exec`]: runs a command in a running container
+//! * [`features`]: prints the supported features
+//! * [`kill`]: sends a signal to a container
+//! * [`pause`]: freeze and thaw a container
+//! * [`ps`]: lists the processes in a container
+//! * [`run`]: creates and starts a container, and waits for its end
+//! * [`spec`]: writes a spec to start with
+//! * [`state`]: print containers
+//! * [`update`]: changes the limits of a container
 
 mod arguments;
 mod bundle;

@@ -17,6 +17,7 @@
 //! * [`init`]: the steps of a container's, a pod's and an exec's first process
 //! * `keeper`: the event loop of the keeper
 //! * [`compile`], [`cgroup`], [`rootfs`], [`seccomp`], [`users`], [`client`]: only for the daemon
+//! * [`time_limit`]: waits for a program with a time limit, and reads its output
 
 pub mod hooks;
 pub mod init;

@@ -18,6 +18,8 @@
 //! * [`pod_folder`]: the folder with the checkpoint of a pod; [`pod_manifest`]: its description
 //! * [`shared_state`]: what the containers of a pod share; [`shared_dump`], [`shared_restore`]: the helpers that read it and
 //!   create it again
+//! * [`dump`]: the helper process of a checkpoint
+//! * [`restore`]: the helper process of a restore
 
 pub mod archive;
 pub mod arguments;

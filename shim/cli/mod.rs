@@ -1,4 +1,26 @@
 //! The command line: one file per command. Output for programs goes to stdout, everything else to stderr.
+//!
+//! * [`bundle`]: an archive for a defect report, without secrets
+//! * [`check`]: `berth check`
+//! * [`checkpoint_dump`]: the helper processes of a checkpoint
+//! * [`checkpoint_restore`]: the helper processes of a restore
+//! * [`cni`]: runs one of the built-in CNI plugins for another runtime
+//! * [`config`]: `berth config`
+//! * [`diag`]: one page about a pod or a container
+//! * [`events`]: shows what happens on the node, as it happens, and recent events
+//! * [`format`]: times, sizes and tables in the output for people
+//! * [`fsck`]: asks the daemon to check its host, or checks it by itself if no daemon runs
+//! * [`generate`]: `berth man` and `berth completions`
+//! * [`image`]: manages the images of the running daemon over its socket
+//! * [`load`]: sends the path of a file to the daemon, which reads it into its store
+//! * [`log_level`]: shows or changes the log level of the running daemon
+//! * [`logs`]: prints the log of a container, from the file that the keeper writes
+//! * [`node`]: the client side of commands that show pods and containers
+//! * [`oci`]: the command line of an OCI runtime
+//! * [`ps`]: lists pods and containers
+//! * [`serve`]: runs the daemon
+//! * [`top`]: the usage of processors and memory by pods and containers, as a live table
+//! * [`version`]: `berth version`
 
 pub mod bundle;
 pub mod check;

@@ -46,7 +46,7 @@ pub enum ConfigError {
         handler: String,
     },
     /// A file has a mistake.
-    #[error("{}:{problem}", file.display())]
+    #[error("invalid {}:{problem}", file.display())]
     Wrong {
         /// The file with the mistake.
         file: PathBuf,

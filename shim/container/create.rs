@@ -188,7 +188,11 @@ impl ContainerBuilder {
     fn warn_about_classes(&self) {
         self.pod.with(|record| {
             for (annotation, class) in classes(&self.config, &record.config) {
-                tracing::warn!(annotation, class, "ignored an annotation: classes of block I/O and RDT are not supported");
+                tracing::warn!(
+                    annotation,
+                    class,
+                    "ignored an annotation: classes of block I/O and RDT are not supported"
+                );
             }
         });
     }

@@ -8,6 +8,7 @@
 //! * [`nri_requests`]: changes that NRI plugins request for containers that exist; [`adjusted`]: changes to new ones
 //! * [`oom_kills`]: reports processes that the kernel kills for lack of memory
 //! * [`out_of_memory`]: detects that the memory limit is too small for the first process
+//! * [`restore`]: CreateContainer from a checkpoint
 
 mod adjusted;
 pub mod assemble;

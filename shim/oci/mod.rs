@@ -6,6 +6,10 @@
 //!   [`devices`]
 //! * [`seccomp`]: system calls; [`pause`]: the security context of a pod
 //! * [`hooks`]: hooks of the runtime; [`signal`]: stop signals; [`dns`]: resolv.conf
+//! * [`annotations`]: the annotations of containerd by which agents and hooks recognize containers
+//! * [`capabilities`]: capability sets: a default, plus the capabilities that the client adds, minus those that it drops
+//! * [`user`]: the requested user of a container, before it is resolved in the image
+//! * [`userns`]: user namespaces
 
 mod annotations;
 mod capabilities;

@@ -4,6 +4,9 @@
 //!   [`checkpoint`], [`restore`]: the RPCs
 //! * [`files`]: hostname, hosts and resolv.conf of a pod
 //! * [`follow`]: handles the events of a keeper
+//! * [`keeper`]: the keeper of a pod
+//! * [`network`]: the runtime config of a pod for the network plugins
+//! * [`stopper`]: the end of a pod
 
 pub mod checkpoint;
 pub mod files;

@@ -12,6 +12,8 @@
 //! * a keeper without a record or without its socket is ended, with everything that runs in its pod
 //! * writable layers and addresses without an owner are removed and freed, then cgroups, pinned network namespaces and
 //!   temporary files ([`crate::fsck::sweep`])
+//! * [`containers`]: recovery of containers
+//! * [`pods`]: recovery of pods
 
 mod containers;
 mod pods;

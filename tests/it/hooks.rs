@@ -10,7 +10,7 @@ use berth_proto::v1::*;
 use serde_json::{Value, json};
 
 /// The hooks of one test: a folder with hook files, a program, and what it has recorded.
-struct Lab {
+struct HookHost {
     berth: Berth,
     folder: tempfile::TempDir,
 }
@@ -28,7 +28,7 @@ nsenter) nsenter -t "$(sed 's/.*"pid":\([0-9]*\).*/\1/' "$here/$1.json")" -m ls 
 esac
 "#;
 
-impl Lab {
+impl HookHost {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let hooks = folder.path().join("hooks.d");
@@ -111,7 +111,7 @@ const HOST: [&str; 4] = ["prestart", "createRuntime", "poststart", "poststop"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hooks_of_all_kinds_run_in_order_with_their_state() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     for kind in HOST {
         lab.add(&format!("{kind}.json"), kind, if kind == "createRuntime" { "nsenter" } else { "" });
     }
@@ -166,7 +166,7 @@ async fn hooks_of_all_kinds_run_in_order_with_their_state() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_or_hanging_hook_stops_the_start() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     lab.add("90-poststop.json", "poststop", "");
     let pod = lab.berth.run_pod(lab.berth.pod_config("fail")).await;
     for kind in ["prestart", "createRuntime", "createContainer"] {
@@ -202,7 +202,7 @@ async fn a_failing_or_hanging_hook_stops_the_start() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_hook_in_the_container_can_fail_and_a_short_container_waits_for_its_hooks() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     let pod = lab.berth.run_pod(lab.berth.pod_config("start")).await;
     let hook = json!({
         "version": "1.0.0",
@@ -235,7 +235,7 @@ async fn a_start_hook_in_the_container_can_fail_and_a_short_container_waits_for_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn poststop_hooks_run_once_while_the_daemon_is_dead() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     lab.add("10.json", "poststop", "slow");
     lab.add("20.json", "poststop", "fail");
     let pod = lab.berth.run_pod(lab.berth.pod_config("killed")).await;
@@ -269,7 +269,7 @@ async fn poststop_hooks_run_once_while_the_daemon_is_dead() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_waits_for_the_poststop_hooks() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     lab.add("10.json", "poststop", "slow");
     let pod = lab.berth.run_pod(lab.berth.pod_config("wait")).await;
     for started in [true, false] {
@@ -286,7 +286,7 @@ async fn a_removal_waits_for_the_poststop_hooks() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_removal_does_not_wait_for_a_poststart_hook_that_hangs() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     lab.add_with("10.json", "poststart", "hang", Value::Null);
     lab.add("20.json", "poststop", "");
     let pod = lab.berth.run_pod(lab.berth.pod_config("hang")).await;
@@ -304,7 +304,7 @@ async fn a_removal_does_not_wait_for_a_poststart_hook_that_hangs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_daemon_runs_the_poststop_hooks_of_a_killed_keeper() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     lab.add("10.json", "poststop", "");
     let pod = lab.berth.run_pod(lab.berth.pod_config("keeper")).await;
     let id = lab.berth.try_create(&pod, hooked(sleeper("c"))).await.unwrap();
@@ -322,7 +322,7 @@ async fn the_daemon_runs_the_poststop_hooks_of_a_killed_keeper() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cdi_files_add_hooks_of_any_kind() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     let program = lab.path("program").display().to_string();
     let hook = |kind: &str| json!({ "hookName": kind, "path": program, "args": ["hook", kind], "env": ["PATH=/usr/bin:/bin"] });
     let file = json!({
@@ -343,7 +343,7 @@ async fn cdi_files_add_hooks_of_any_kind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_of_the_documentation_works() {
-    let mut lab = Lab::start().await;
+    let mut lab = HookHost::start().await;
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/hooks.md")).unwrap();
     let mut blocks = page.split("```json\n").skip(1).map(|block| block.split("```").next().unwrap());
     let ended = lab.path("ended.json");

@@ -1,4 +1,4 @@
-//! The modules of each crate form no circle: for every folder, the dependencies between its modules have one direction.
+//! The modules of each crate form no circle: for every folder, the dependencies between its modules have one direction. The head of a folder lists its modules.
 //! A module may use its parent and its children; such uses do not count, and neither do those of unit tests.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +7,9 @@ use std::fs;
 use std::path::Path;
 
 use syn::visit::{self, Visit};
-use syn::{Attribute, Item, ItemMod, ItemUse, UseTree};
+use syn::{Attribute, Item, ItemMod, ItemUse, Macro, UseTree};
+
+use crate::support::syntax::{ROOTS, is_test, paths_of_macro};
 
 /// The path of a module below its crate: `["store", "pod"]`.
 type Module = Vec<String>;
@@ -24,11 +26,8 @@ struct Source {
     children: BTreeSet<String>,
 }
 
-fn is_test(attributes: &[Attribute]) -> bool {
-    attributes.iter().any(|attribute| {
-        attribute.path().is_ident("cfg")
-            && attribute.meta.require_list().is_ok_and(|list| list.tokens.to_string().contains("test"))
-    })
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 fn attributes(item: &Item) -> &[Attribute] {
@@ -84,6 +83,11 @@ impl<'ast> Visit<'ast> for Source {
     fn visit_path(&mut self, path: &'ast syn::Path) {
         self.paths.push(path.segments.iter().map(|segment| segment.ident.to_string()).collect());
         visit::visit_path(self, path);
+    }
+
+    fn visit_macro(&mut self, call: &'ast Macro) {
+        self.paths.extend(paths_of_macro(call));
+        visit::visit_macro(self, call);
     }
 
     fn visit_vis_restricted(&mut self, _: &'ast syn::VisRestricted) {}
@@ -212,18 +216,7 @@ fn circles(root: &Path) -> String {
 
 #[test]
 fn modules_form_no_circle() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let crates = [
-        "shim/lib.rs",
-        "runtime/src/lib.rs",
-        "cni/src/lib.rs",
-        "oci/src/lib.rs",
-        "image/src/lib.rs",
-        "json/src/lib.rs",
-        "proto/src/lib.rs",
-        "runtime/keeper/src/main.rs",
-    ];
-    let report: String = crates.iter().map(|file| circles(&root.join(file))).collect();
+    let report: String = ROOTS.iter().map(|file| circles(&root().join(file))).collect();
     assert!(report.is_empty(), "modules use each other in circles:\n{report}");
 }
 
@@ -236,9 +229,48 @@ fn a_circle_is_found_also_through_the_parent() {
     write("b.rs", "pub struct Thing; fn f() { super::c::g(); }");
     write("c.rs", "pub fn g() {} #[cfg(test)] mod tests { use crate::b::Thing; }");
     assert_eq!(circles(&folder.path().join("lib.rs")), "");
-    write("c.rs", "pub fn g() { crate::a::h(); }");
-    let report = circles(&folder.path().join("lib.rs"));
-    for line in ["a uses b", "b uses c", "c uses a"] {
-        assert!(report.contains(line), "{report}");
+    for text in ["pub fn g() { crate::a::h(); }", "pub fn g() { format!(\"{}\", crate::a::h()); }"] {
+        write("c.rs", text);
+        let report = circles(&folder.path().join("lib.rs"));
+        for line in ["a uses b", "b uses c", "c uses a"] {
+            assert!(report.contains(line), "{text}: {report}");
+        }
     }
+}
+
+/// Returns the modules of a folder that the head of its `mod.rs`, `lib.rs` or `main.rs` does not list.
+fn unlisted(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let head: String = text.lines().take_while(|line| line.starts_with("//!")).collect();
+    let parsed = syn::parse_file(&text).unwrap();
+    let modules = parsed.items.iter().filter_map(|item| match item {
+        Item::Mod(item) if item.content.is_none() && !is_test(&item.attrs) => Some(item.ident.to_string()),
+        _ => None,
+    });
+    let modules: Vec<String> = modules.collect();
+    match modules.len() {
+        0 | 1 => Vec::new(),
+        _ => modules.into_iter().filter(|name| !head.contains(&format!("`{name}`"))).collect(),
+    }
+}
+
+#[test]
+fn the_head_of_a_folder_lists_its_modules() {
+    let mut folders: Vec<_> = ["shim", "runtime", "cni/src", "image/src", "oci/src", "bench/src"]
+        .map(|name| root().join(name))
+        .into();
+    let mut report = String::new();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("tests") {
+                folders.push(path);
+            } else if ["mod.rs", "lib.rs", "main.rs"].iter().any(|name| path.ends_with(name)) {
+                for name in unlisted(&path) {
+                    writeln!(report, "{}: {name}", path.strip_prefix(root()).unwrap().display()).unwrap();
+                }
+            }
+        }
+    }
+    assert!(report.is_empty(), "modules without an entry in the head of their folder:\n{report}");
 }

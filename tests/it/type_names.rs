@@ -8,23 +8,10 @@ use std::path::{Path, PathBuf};
 use syn::visit::{self, Visit};
 use syn::{Attribute, ExprPath, Item, ItemMod};
 
+use crate::support::syntax::{ROOTS, is_test};
+
 /// Every module may have a `Result` with its error, as in the standard library.
 const ALLOWED: [&str; 1] = ["Result"];
-
-/// The root files of the crates.
-const ROOTS: [&str; 11] = [
-    "bench/src/main.rs",
-    "cni/src/lib.rs",
-    "demo/src/main.rs",
-    "image/src/lib.rs",
-    "json/src/lib.rs",
-    "oci/src/lib.rs",
-    "proto/src/lib.rs",
-    "runtime/keeper/src/main.rs",
-    "runtime/pause/src/main.rs",
-    "runtime/src/lib.rs",
-    "shim/lib.rs",
-];
 
 /// The definitions of a crate.
 #[derive(Default)]
@@ -35,16 +22,6 @@ struct Definitions {
     own_names: BTreeSet<String>,
     /// Written paths whose last two names are equal, by their last name, with the module that uses them.
     repeated: Vec<(String, String)>,
-}
-
-fn is_test(attributes: &[Attribute]) -> bool {
-    attributes.iter().any(|attribute| {
-        attribute.path().is_ident("cfg")
-            && attribute.meta.require_list().is_ok_and(|list| {
-                let condition = list.tokens.to_string();
-                condition.contains("test") && !condition.contains("not")
-            })
-    })
 }
 
 impl Definitions {
@@ -147,7 +124,11 @@ fn path_of(attribute: &Attribute) -> String {
 
 fn crates() -> Vec<(PathBuf, Definitions)> {
     let top = Path::new(env!("CARGO_MANIFEST_DIR"));
-    ROOTS.iter().map(|root| (top.join(root), Definitions::of(&top.join(root)))).collect()
+    ROOTS
+        .iter()
+        .chain(&["tests/it/main.rs"])
+        .map(|root| (top.join(root), Definitions::of(&top.join(root))))
+        .collect()
 }
 
 #[test]

@@ -26,8 +26,6 @@ use crate::bench::Bench;
 use crate::error::BenchError;
 use crate::options::Part;
 
-pub(crate) use pull::DEADLINE as PULL_DEADLINE;
-
 /// Runs the selected measurements one after another. They do not depend on each other, so a failure is recorded and
 /// the next one runs. The run ends if the runtime is unavailable.
 pub(crate) async fn all(bench: &Bench) -> Result<(), BenchError> {

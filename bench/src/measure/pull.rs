@@ -7,13 +7,10 @@ use futures_util::future::try_join_all;
 use berth_proto::v1::{ImageSpec, ImageStatusRequest, PullImageRequest, RemoveImageRequest};
 
 use crate::bench::Bench;
-use crate::client::{timed, timed_within};
+use crate::client::{PULL_DEADLINE, timed, timed_within};
 use crate::daemon::{Cost, CostMeter};
 use crate::error::BenchError;
 use crate::figures::{Samples, number};
-
-/// The deadline of one pull.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(300);
 
 /// Pulls each image `--pull-count` times. An existing image is removed first. It is left in place at the end if it
 /// existed before.
@@ -99,7 +96,8 @@ async fn one(
 
 async fn pull(bench: &Bench, reference: &str) -> Result<Duration, BenchError> {
     let request = PullImageRequest { image: spec(reference), ..Default::default() };
-    let pulled = timed_within("PullImage", DEADLINE, bench.client.images.clone().pull_image(request)).await?;
+    let pulled =
+        timed_within("PullImage", PULL_DEADLINE, bench.client.images.clone().pull_image(request)).await?;
     Ok(pulled.took)
 }
 

@@ -104,7 +104,9 @@ impl Store {
         let range = ranges.iter().find(|range| contains(range, address));
         let range = range.ok_or_else(|| Error::NoAddress(address.to_string()))?;
         if gateway(range) == address {
-            return Err(Error::Invalid(format!("requested address {address} is that of the gateway")));
+            return Err(Error::Invalid(format!(
+                "invalid requested address {address}: it is the address of the gateway"
+            )));
         }
         match self.reserve(index, address, owner)? {
             true => self.write_last(set, address).and_then(|()| ip(address, range)),

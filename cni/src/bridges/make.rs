@@ -29,7 +29,9 @@ impl Keys {
         netns::set_interface_sysctls(name);
         let link = host.existing(name).await?;
         if link.kind != Some(InfoKind::Bridge) {
-            return Err(Error::Invalid(format!("bridge: link {name} exists and is not a bridge")));
+            return Err(Error::Invalid(format!(
+                "invalid bridge {name}: the link exists and is not a bridge"
+            )));
         }
         if !link.up || (self.promisc_mode && !link.promiscuous) {
             host.set_up(link.index, self.promisc_mode).await?;
@@ -68,7 +70,9 @@ impl Keys {
                 host.remove_address(link.index, other).await?;
             } else if overlaps(&other) {
                 let why = format!("{} has the address {other}, not {gateway}", link.name);
-                return Err(Error::Invalid(format!("forceAddress: not set, and {why}")));
+                return Err(Error::Invalid(format!(
+                    "invalid gateway: {why}; set forceAddress to replace it"
+                )));
             }
         }
         host.add_address(link.index, gateway).await?;

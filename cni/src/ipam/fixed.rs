@@ -62,9 +62,8 @@ impl Fixed {
         addresses
             .into_iter()
             .map(|(address, length)| {
-                let length = length.ok_or_else(|| {
-                    Error::Invalid(format!("static: address {address} has no prefix length"))
-                })?;
+                let length = length
+                    .ok_or_else(|| Error::Invalid(format!("invalid address {address}: no prefix length")))?;
                 let address =
                     IpNet::new(address, length).map_err(|error| Error::Invalid(error.to_string()))?;
                 let gateway = gateways.iter().copied().find(|gateway| address.contains(gateway));

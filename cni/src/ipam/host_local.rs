@@ -63,7 +63,7 @@ impl HostLocal {
         }
         let all: Vec<_> = runtime.iter().chain(&self.ranges).cloned().collect();
         match all.is_empty() || all.iter().any(Vec::is_empty) {
-            true => Err(Error::Invalid("host-local: no address ranges are configured".to_owned())),
+            true => Err(Error::Invalid("invalid ipam: no ranges are configured".to_owned())),
             false => overlaps(&all).map(|()| all).map_err(Error::Invalid),
         }
     }

@@ -126,7 +126,7 @@ impl Ipam {
             }
         };
         match result.ips.is_empty() {
-            true => Err(Error::Invalid("the IPAM result contains no address".to_owned())),
+            true => Err(Error::Invalid("invalid IPAM result: no address".to_owned())),
             false => Ok(result),
         }
     }

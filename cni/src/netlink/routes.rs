@@ -1,4 +1,4 @@
-//! Routes.
+//! Reads, adds and removes routes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

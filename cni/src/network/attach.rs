@@ -66,7 +66,9 @@ impl Network {
         if self.shared.losses.load(Ordering::SeqCst) != losses {
             self.restore_pod(pod.id).await?;
         }
-        record.attachment().ok_or_else(|| Error::Invalid("the network returned no result".to_owned()))
+        record
+            .attachment()
+            .ok_or_else(|| Error::Invalid("invalid network: no plugin returned a result".to_owned()))
     }
 
     /// Adds the subnets that the kubelet has set, for plugins with the capability.

@@ -98,7 +98,7 @@ impl Derived {
         if !self.keys.master.is_empty() {
             return namespace.existing(&self.keys.master).await.map(Some);
         }
-        let none = || Error::Invalid("master: not set, and there is no default route".to_owned());
+        let none = || Error::Invalid("invalid master: not set, and the host has no default route".to_owned());
         let index = namespace.default_link().await?.ok_or_else(none)?;
         namespace.link_at(index).await?.ok_or_else(none).map(Some)
     }
@@ -109,7 +109,7 @@ impl Derived {
             (0, parent) => Ok(parent.map(|parent| parent.mtu)),
             (mtu, Some(parent)) if mtu > parent.mtu => {
                 let why = format!("{mtu} exceeds the MTU {} of {}", parent.mtu, parent.name);
-                Err(Error::Invalid(format!("mtu: {why}")))
+                Err(Error::Invalid(format!("invalid mtu: {why}")))
             }
             (mtu, _) => Ok(Some(mtu)),
         }

@@ -141,7 +141,7 @@ async fn bridge_of(call: &Call<'_>, result: &CniResult) -> Result<String> {
             return Ok(interface.name.clone());
         }
     }
-    Err(Error::Invalid("ingressPolicy: same-bridge requires a pod on a bridge".to_owned()))
+    Err(Error::Invalid("invalid ingressPolicy: same-bridge requires a pod on a bridge".to_owned()))
 }
 
 #[cfg(test)]

@@ -81,13 +81,13 @@ impl HostDevice {
             let mac = crate::mac::parse_mac(&keys.hwaddr)?;
             let link = host.links().await?.into_iter().find(|link| link.mac == mac);
             return link.ok_or_else(|| {
-                Error::Invalid(format!("hwaddr: link with address {} not found", keys.hwaddr))
+                Error::Invalid(format!("invalid hwaddr: link with address {} not found", keys.hwaddr))
             });
         }
         let path = fs::canonicalize(&keys.kernelpath).doing(format!("resolve {}", keys.kernelpath))?;
         if !path.starts_with("/sys/devices") {
             let why = format!("{} is not in /sys/devices", keys.kernelpath);
-            return Err(Error::Invalid(format!("kernelpath: {why}")));
+            return Err(Error::Invalid(format!("invalid kernelpath: {why}")));
         }
         host.existing(&link_in(&path.join("net"))?).await
     }
@@ -169,7 +169,7 @@ fn pci_name(text: &str) -> Result<&str> {
     let valid = text.chars().all(|c| c.is_ascii_hexdigit() || matches!(c, ':' | '.')) && !text.contains("..");
     match valid {
         true => Ok(text),
-        false => Err(Error::Invalid(format!("pciBusID: invalid device address {text:?}"))),
+        false => Err(Error::Invalid(format!("invalid pciBusID {text:?}"))),
     }
 }
 

@@ -50,7 +50,7 @@ impl Ptp {
     }
 
     fn required_ipam(&self) -> Result<&Ipam> {
-        self.ipam.as_ref().ok_or_else(|| Error::Invalid("ptp: ipam: missing".to_owned()))
+        self.ipam.as_ref().ok_or_else(|| Error::Invalid("invalid ipam: missing".to_owned()))
     }
 
     async fn attach(&self, call: &Call<'_>, config: &Value, mut result: CniResult) -> Result<CniResult> {
@@ -78,7 +78,8 @@ impl Ptp {
         }
 
         for ip in &result.ips {
-            let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: no gateway".to_owned()))?;
+            let gateway =
+                ip.gateway.ok_or_else(|| Error::Invalid("invalid IPAM result: no gateway".to_owned()))?;
             call.host.ready.forward(gateway.is_ipv4()).await?;
             host.add_address(host_end.index, host_net(gateway)?).await?;
             // The scope of the reference plugin (`RT_SCOPE_HOST`, rtnetlink(7)).
@@ -114,7 +115,8 @@ impl Ptp {
             }
         }
         for ip in &result.ips {
-            let gateway = ip.gateway.ok_or_else(|| Error::Invalid("ptp: no gateway".to_owned()))?;
+            let gateway =
+                ip.gateway.ok_or_else(|| Error::Invalid("invalid IPAM result: no gateway".to_owned()))?;
             let source = Some(ip.address.addr());
             inside.add_route(link, &Route::new(host_net(gateway)?, None), source).await?;
             inside.add_route(link, &Route::new(ip.address.trunc(), Some(gateway)), source).await?;

@@ -315,7 +315,8 @@ fn allowed() -> Result<Option<Vec<regex_lite::Regex>>> {
     };
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
     let compile = |line: &str| {
-        regex_lite::Regex::new(line).map_err(|error| Error::Invalid(format!("{ALLOWED}: {line:?}: {error}")))
+        regex_lite::Regex::new(line)
+            .map_err(|error| Error::Invalid(format!("invalid line {line:?} of {ALLOWED}: {error}")))
     };
     lines.map(compile).collect::<Result<_>>().map(Some)
 }

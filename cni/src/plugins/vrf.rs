@@ -35,11 +35,14 @@ impl Vrf {
     async fn vrf(&self, inside: &Netlink) -> Result<Link> {
         if let Some(link) = inside.link(&self.name).await? {
             if link.kind != Some(InfoKind::Vrf) {
-                return Err(Error::Invalid(format!("vrf: link {} exists and is not a VRF", self.name)));
+                return Err(Error::Invalid(format!(
+                    "invalid VRF {}: the link exists and is not a VRF",
+                    self.name
+                )));
             }
             if self.table.is_some() && link.table != self.table {
                 let why = format!("{} has the table {:?}", self.name, link.table.unwrap_or_default());
-                return Err(Error::Invalid(format!("table: {why}")));
+                return Err(Error::Invalid(format!("invalid table: {why}")));
             }
             return Ok(link);
         }

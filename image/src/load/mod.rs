@@ -1,5 +1,9 @@
 //! Images from files: OCI layouts (folders), OCI archives and docker-archives (tar files, which may be
 //! compressed). Their content is as untrusted as that of a registry.
+//!
+//! * [`docker`]: the format of `docker save` before version 25, which many tools still write
+//! * [`layout`]: the OCI image layout
+//! * [`source`]: access to the members of an archive in each of its forms
 
 mod docker;
 mod layout;

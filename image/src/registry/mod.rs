@@ -1,6 +1,10 @@
 //! The client for OCI registries: which servers to use (`sources`, `hosts`, `registries_conf`, `endpoint`), connections
 //! (`transport`, `tls`, `proxy`), authentication (`auth`, `challenge`), and content (`repository`, `blob`, `pace`,
 //! `reader`).
+//!
+//! * [`no_proxy`]: the hosts that are contacted without a proxy
+//! * [`p521`]: signatures with the curve P-521, which Go supports and *ring* does not
+//! * [`server_identity`]: verification of server certificates by the rules of Go
 
 mod auth;
 mod blob;

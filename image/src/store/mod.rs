@@ -11,6 +11,38 @@
 //! All indexes are in memory and are rebuilt from the folders. A complete folder is renamed into place. An
 //! image is recorded after its layers are on the disk: its record states that they are trusted after a
 //! reboot. When a tag moves, the new image's record is durable before the tag is removed from the old image.
+//!
+//! * [`containers`]: the writable layers of containers
+//! * [`disk_usage`]: disk usage, and the measurement of a container's
+//! * [`durable`]: writes that survive a power failure
+//! * [`filled`]: writable layers that are not empty at first
+//! * [`folders`]: the folders of the store, and functions that create files in them
+//! * [`hold`]: keeps images and layers on the disk while they are used
+//! * [`imports`]: the record of the import folder
+//! * [`in_progress`]: work that several callers may request concurrently and that is done once
+//! * [`index`]: the content of the store and its users, in memory
+//! * [`jobs`]: the jobs of the store's background threads
+//! * [`layer_key`]: the names of the folders of layers
+//! * [`make`]: adds layers and images to the store
+//! * [`marker`]: the marker thread, which reads whole layers
+//! * [`merged`]: a stack of layers, merged as overlayfs merges them
+//! * [`names`]: the names by which an image is recorded
+//! * [`open`]: checks the content of the disk, removes incomplete folders, and builds the index from the rest
+//! * [`patch`]: the parts of a layer that depend on the layers below
+//! * [`patch_input`]: builds the content of a patch
+//! * [`quota`]: project quotas
+//! * [`reaper`]: the reaper thread
+//! * [`record`]: the records of images, layers and writable layers
+//! * [`remove`]: removes images, and collects images and layers without users
+//! * [`repair`]: missing or changed parts are pulled again
+//! * [`staging`]: staging folders, in which layers and images are created before they are renamed into place
+//! * [`trash`]: folders that were removed from the store and are not deleted yet
+//! * [`tree_digest`]: the digest of a folder's content
+//! * [`unowned`]: folders of the store that no record owns, and records whose layers are gone
+//! * [`usage`]: the disk usage of the store
+//! * [`verify`]: verifies that the content of the store has not changed
+//! * [`walk`]: measures and deletes folders, by descriptors only
+//! * [`worker`]: the background threads of the store
 
 mod containers;
 mod disk_usage;

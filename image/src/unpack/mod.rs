@@ -4,6 +4,15 @@
 //!
 //! A layer is untrusted. It is read once, in order, within limits. No entry can name a place outside the
 //! layer's folder. Nothing is used before both digests are verified.
+//!
+//! * [`dependencies`]: the dependencies of a layer on the layers below, recorded while it is unpacked
+//! * [`frames`]: the frames of a zstd stream
+//! * [`limits`]: the limits on an image, counted over all of its layers
+//! * [`members`]: finds the members of a plain tar file without reading their content
+//! * [`path`]: paths in a layer, relative to its root, without `.` and `..`
+//! * [`select`]: copies single files of an archive, by their names, or unpacks one that is not a layer
+//! * [`times`]: the times of folders, which are set last
+//! * [`windows`]: memory for decompression
 
 mod dependencies;
 mod extract;

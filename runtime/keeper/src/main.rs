@@ -12,6 +12,9 @@
 //! * [`orphans`]: the ends of processes that an OCI runtime leaves
 //! * [`lines`], [`stamp`]: conversion of output to lines of a CRI log
 //! * [`writer`], [`write_process`]: a child that writes to disks, which may hang
+//! * [`connection`]: a daemon's connection
+//! * [`failure`]: answers to calls, and the failures that they report
+//! * [`spawn`]: clones a child into its cgroup, with a socket between it and the keeper
 
 #![forbid(unsafe_code)]
 

@@ -1,5 +1,8 @@
 //! Starts keepers and talks to them, for the daemon. Nothing here blocks: the connection is meant for the caller's
 //! event loop.
+//!
+//! * [`process`]: the process of a keeper, by its pidfd
+//! * [`stray`]: finds keepers that cannot be reached over their socket because its folder was removed
 
 mod process;
 mod stray;

@@ -1,4 +1,4 @@
-//! Device nodes.
+//! Device nodes that the first process creates.
 
 use serde::{Deserialize, Serialize};
 

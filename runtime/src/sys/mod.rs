@@ -2,6 +2,23 @@
 //! descriptors and return errors that name the call and its object.
 //!
 //! Calls that `rustix` offers safely are used directly; this module only adds the error type.
+//!
+//! * [`bpf`]: bpf(2), for the only kind of program that berth uses
+//! * [`clock`]: the state of the kernel's clock
+//! * [`fs`]: sealed memory files, files that the kernel generates, and paths of descriptors
+//! * [`keys`]: session keyrings (keyrings(7), session-keyring(7))
+//! * [`memory`]: settings of the memory allocator, for the daemon and the keeper
+//! * [`mount`]: mounts by descriptor
+//! * [`namespaces`]: joins and creates namespaces
+//! * [`process`]: waits for processes, sends signals by pidfd, and sets the signal state of a new program
+//! * [`program`]: the data that a process needs to execute another program after all its descriptors are closed
+//! * [`pty`]: pseudo terminals
+//! * [`quota`]: project quotas
+//! * [`scheduling`]: scheduler, I/O priority and memory policy of this process
+//! * [`security`]: credentials and security attributes of a process
+//! * [`socket`]: unix packet sockets, with descriptors beside the bytes (unix(7))
+//! * [`spawn`]: clones this process
+//! * [`sysv`]: System V shared memory, semaphores and message queues
 
 #![allow(unsafe_code, reason = "this is the one folder of the crate that makes raw system calls")]
 

@@ -16,6 +16,12 @@
 //!   |                                      |<-- Report: Restored (a checkpoint) ------|
 //!   |<------------- Answer{id, Started} ---|<-- end of file: exec succeeded | Failed
 //!   |<--- Event(Exited{record}) -----------|  waitid(P_PIDFD), the log is written
+//! * [`answer`]: the results of successful calls
+//! * [`call`]: the calls of the daemon
+//! * [`event`]: the events of the keeper
+//! * [`failure`]: the reasons why a call, or the first process of a container, failed
+//! * [`snapshot`]: the state of a keeper and of its containers
+//! * [`step`]: the steps of a first process, which its failures name
 //! ```
 //!
 //! One message is one packet of a `SOCK_SEQPACKET` unix socket: JSON, with descriptors in ancillary data
@@ -27,6 +33,7 @@
 //! keeper that supports it ([`Call::since`]). A keeper answers a call that it does not support with
 //! [`Failure::Unknown`]. Events that a later version added are sent only to daemons that support them: those that
 //! made the call that the event follows.
+//!
 
 pub mod answer;
 pub mod call;

@@ -1,4 +1,8 @@
 //! `berth image`: manages the images of the running daemon over its socket.
+//!
+//! * [`explain`]: the servers that a pull would contact, the credentials it would use, and the servers' answers
+//! * [`pull`]: pulls an image
+//! * [`save`]: writes images to a file or a pipe
 
 mod explain;
 mod pull;

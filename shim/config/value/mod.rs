@@ -1,5 +1,13 @@
 //! Types of values that check themselves when they are read, so that an error has the line of the value. They become
 //! plain types in [`super::Config`].
+//!
+//! * [`byte_size`]: numbers of bytes
+//! * [`cgroup_driver`]: the choice between systemd and plain cgroups
+//! * [`logging`]: the levels and the format of the log
+//! * [`names`]: names of images, RuntimeClass handlers, plugins and resource limits
+//! * [`network`]: the built-in pod network
+//! * [`numbers`]: numbers with limits
+//! * [`paths`]: absolute paths, and paths of sockets
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,4 @@
-//! Paths.
+//! Paths: absolute ones, and those of sockets.
 
 use std::path::{Component, PathBuf};
 use std::str::FromStr;

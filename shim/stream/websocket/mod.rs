@@ -6,6 +6,7 @@
 //! * [`reader`], [`writer`]: the two tasks of a connection
 //! * [`channels`]: numbered channels, `*.channel.k8s.io`
 //! * [`tunnel`]: SPDY in messages, `SPDY/3.1+portforward.k8s.io`
+//! * [`coding`]: the encoding of messages, which a client and the server agree on
 
 pub mod channels;
 pub mod coding;

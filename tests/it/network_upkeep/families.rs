@@ -8,7 +8,7 @@ use crate::support::node::{Node, bridge, ports};
 use berth_proto::v1::RemovePodSandboxRequest;
 use serde_json::json;
 
-use super::{Server, is_answered, with_ports};
+use super::{NamedServer, is_answered, with_ports};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn renaming_the_built_in_bridge_removes_the_old_one_with_its_last_pod() {
@@ -50,7 +50,7 @@ async fn a_network_can_be_ipv6_only() {
     let pod = node.pod_of(config).await;
     assert_eq!(pod.ips, ["fd66::2"]);
     assert!(is_answered(&pod.netns, "fd99::2") && is_answered(&node.netns, "fd66::2"));
-    let server = Server::start(&pod.netns, "[::]", 80, "six");
+    let server = NamedServer::start(&pod.netns, "[::]", 80, "six");
     assert_eq!(server.answers(&outside, "fd99::1", 20000), "six");
     assert_eq!(server.answers(&node.netns, "fd99::1", 20000), "six");
     assert_eq!(server.answers(&pod.netns, "fd99::1", 20000), "six");

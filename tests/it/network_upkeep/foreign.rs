@@ -3,7 +3,7 @@
 use crate::support::node::{Node, bridge, ports};
 use serde_json::json;
 
-use super::{Server, is_answered, network_condition, until, with_ports};
+use super::{NamedServer, is_answered, network_condition, until, with_ports};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn firewall_rules_that_drop_pod_traffic_are_reported() {
@@ -71,7 +71,7 @@ async fn kube_proxy_services_and_host_ports_work_together() {
     node.netns.sh("ip route add default via 198.51.100.2");
     let config = with_ports(&node.berth, "pod", [20000]);
     let (pod, other) = (node.pod_of(config).await, node.pod("other").await);
-    let server = Server::start(&pod.netns, "0.0.0.0", 80, "pod");
+    let server = NamedServer::start(&pod.netns, "0.0.0.0", 80, "pod");
     let ip = pod.ip(false);
     // The rules that kube-proxy creates for a service at 10.96.0.10:443 and the node port 30443, in each of its
     // modes.

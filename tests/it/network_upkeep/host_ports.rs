@@ -4,7 +4,7 @@ use crate::support::node::{Node, bridge, ports};
 use berth_proto::v1::{PodSandboxConfig, PortMapping};
 use serde_json::json;
 
-use super::{Server, port, with_ports};
+use super::{NamedServer, port, with_ports};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_can_have_thousands_of_host_ports() {
@@ -50,8 +50,10 @@ async fn a_host_port_of_one_address_precedes_one_of_all_addresses() {
         with("twice", vec![port(20001), PortMapping { container_port: 81, ..port(20001) }]),
     ];
     let (all, one) = (node.pod_of(all).await, node.pod_of(one).await);
-    let servers =
-        [Server::start(&all.netns, "0.0.0.0", 80, "all"), Server::start(&one.netns, "0.0.0.0", 80, "one")];
+    let servers = [
+        NamedServer::start(&all.netns, "0.0.0.0", 80, "all"),
+        NamedServer::start(&one.netns, "0.0.0.0", 80, "one"),
+    ];
     assert_eq!(servers[0].answers(&outside, "198.51.100.1", 20000), "one");
     assert_eq!(servers[0].answers(&node.netns, "127.0.0.1", 20000), "all");
     for config in refused {

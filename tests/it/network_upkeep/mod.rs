@@ -59,9 +59,9 @@ async fn network_condition(berth: &mut Berth) -> (bool, String) {
 }
 
 /// A server that answers every connection with its name.
-struct Server(std::process::Child);
+struct NamedServer(std::process::Child);
 
-impl Server {
+impl NamedServer {
     fn start(netns: &Netns, address: &str, port: u16, name: &str) -> Self {
         let script = "import socket,sys
 host,port,name=sys.argv[1].strip('[]'),int(sys.argv[2]),sys.argv[3]
@@ -90,7 +90,7 @@ while True:
     }
 }
 
-impl Drop for Server {
+impl Drop for NamedServer {
     fn drop(&mut self) {
         drop(self.0.kill());
         drop(self.0.wait());

@@ -4,7 +4,7 @@ use crate::support::net::Netns;
 use crate::support::node::{Node, Pod, bridge, ports};
 use serde_json::{Value, json};
 
-use super::{Server, is_answered, node_with_two_addresses, with_ports};
+use super::{NamedServer, is_answered, node_with_two_addresses, with_ports};
 
 /// Adds lan_host entries for the addresses of a pod, so that a host on the bridge does not resolve them again.
 fn cache_neighbour_entries(netns: &Netns, link: &str, pod: &Pod) {
@@ -69,7 +69,7 @@ async fn a_client_of_a_removed_pod_reaches_the_next_pod_with_its_host_port() {
     let gone = node.pod_of(config).await;
     // Otherwise the kernel keeps the pod's namespace while it tries to notify the client.
     gone.netns.sh("echo 1 > /proc/sys/net/ipv4/tcp_orphan_retries");
-    let server = Server::start(&gone.netns, "0.0.0.0", 80, "holds");
+    let server = NamedServer::start(&gone.netns, "0.0.0.0", 80, "holds");
     // The connection is open when the pod is removed. The client uses the same source port again.
     let client = "import socket,sys
 s=socket.socket()
@@ -100,7 +100,7 @@ if sys.argv[1]=='stays':
     outside.sh("ip link set far0 up; ip addr add fd99::2/64 dev far0 nodad 2>/dev/null || true");
     let config = with_ports(&node.berth, "next", [20000]);
     let next = node.pod_of(config).await;
-    let server = Server::start(&next.netns, "0.0.0.0", 80, "next");
+    let server = NamedServer::start(&next.netns, "0.0.0.0", 80, "next");
     let again = outside.command("python3").args(["-c", client, "once"]).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&again.stdout), "next\n", "{again:?}");
     drop((server, outside));

@@ -35,13 +35,13 @@ impl Fail {
 }
 
 /// A client that reconnects after a restart of the daemon.
-pub struct Client {
+pub struct StormClient {
     ledger: Arc<Ledger>,
     pub rng: StdRng,
     runtime: Option<Runtime>,
 }
 
-impl Client {
+impl StormClient {
     pub fn new(ledger: Arc<Ledger>, rng: StdRng) -> Self {
         Self { ledger, rng, runtime: None }
     }

@@ -8,7 +8,7 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use tonic::Code;
 
-use crate::storm::client::{Client, Fail};
+use crate::storm::client::{Fail, StormClient};
 use crate::storm::truth::{Container, Done, Kind, Ledger};
 use crate::support::{shell, sleeper};
 
@@ -20,14 +20,14 @@ const TRIES: u32 = 40;
 
 pub struct Kubelet {
     ledger: Arc<Ledger>,
-    client: Client,
+    client: StormClient,
     number: u64,
     pods: u64,
     kept: usize,
 }
 
 /// A running pod.
-struct Running {
+struct RunningPod {
     name: String,
     id: String,
 }
@@ -35,7 +35,7 @@ struct Running {
 impl Kubelet {
     pub fn new(ledger: Arc<Ledger>, number: u64, seed: u64) -> Self {
         let rng = StdRng::seed_from_u64(seed.wrapping_mul(1000) + number);
-        Self { client: Client::new(ledger.clone(), rng), ledger, number, pods: 0, kept: 0 }
+        Self { client: StormClient::new(ledger.clone(), rng), ledger, number, pods: 0, kept: 0 }
     }
 
     pub async fn live(mut self) {
@@ -57,7 +57,7 @@ impl Kubelet {
         tokio::time::sleep(Duration::from_millis(pause)).await;
     }
 
-    async fn run(&mut self) -> Option<Running> {
+    async fn run(&mut self) -> Option<RunningPod> {
         self.pods += 1;
         let name = format!("pod-{}-{}", self.number, self.pods);
         let config = self.config(&name);
@@ -76,7 +76,7 @@ impl Kubelet {
             };
             if let Some(id) = id {
                 self.ledger.pod(&name, |pod| pod.id = Some(id.clone()));
-                return Some(Running { name, id });
+                return Some(RunningPod { name, id });
             }
             if self.ledger.is_over() {
                 break;
@@ -133,7 +133,7 @@ impl Kubelet {
         Some(id)
     }
 
-    async fn container(&mut self, pod: &Running, number: u32) {
+    async fn container(&mut self, pod: &RunningPod, number: u32) {
         let name = format!("c{number}");
         let kind = match self.client.rng.random_ratio(1, 2) {
             true => Kind::Sleeps,
@@ -171,7 +171,7 @@ impl Kubelet {
         }
     }
 
-    async fn create(&mut self, pod: &Running, name: &str, kind: Kind) -> Option<String> {
+    async fn create(&mut self, pod: &RunningPod, name: &str, kind: Kind) -> Option<String> {
         let config = match kind {
             Kind::Sleeps => sleeper(name),
             Kind::Ends(code) => shell(name, &format!("echo out; sleep 0.2; exit {code}")),
@@ -207,7 +207,7 @@ impl Kubelet {
     }
 
     /// Starts a container. Returns whether it was started.
-    async fn start(&mut self, pod: &Running, name: &str, id: &str) -> bool {
+    async fn start(&mut self, pod: &RunningPod, name: &str, id: &str) -> bool {
         for _ in 0..TRIES {
             self.ledger.container(&pod.name, name, |c| c.started = Done::Perhaps);
             let request = StartContainerRequest { container_id: id.to_owned() };
@@ -235,7 +235,7 @@ impl Kubelet {
     }
 
     /// Records a violation if the daemon does not have a container that it has reported before.
-    fn gone(&self, pod: &Running, name: &str, status: &tonic::Status) {
+    fn gone(&self, pod: &RunningPod, name: &str, status: &tonic::Status) {
         let removed = self.ledger.pod(&pod.name, |pod| {
             pod.removed != Done::No || pod.containers.iter().any(|c| c.name == name && c.removed != Done::No)
         });
@@ -244,7 +244,7 @@ impl Kubelet {
         }
     }
 
-    async fn start_beside_remove(&mut self, pod: &Running, name: &str, id: &str) {
+    async fn start_beside_remove(&mut self, pod: &RunningPod, name: &str, id: &str) {
         self.ledger.container(&pod.name, name, |c| (c.started, c.removed) = (Done::Perhaps, Done::Perhaps));
         let start = StartContainerRequest { container_id: id.to_owned() };
         let remove = RemoveContainerRequest { container_id: id.to_owned() };
@@ -278,7 +278,7 @@ impl Kubelet {
         }
     }
 
-    async fn stop(&mut self, pod: &Running, name: &str, id: &str) {
+    async fn stop(&mut self, pod: &RunningPod, name: &str, id: &str) {
         let mut last = None;
         for _ in 0..TRIES {
             self.ledger.container(&pod.name, name, |c| c.stopped = Done::Perhaps);
@@ -295,7 +295,7 @@ impl Kubelet {
         self.ledger.violation(format!("container {name} ({id}) of {} cannot be stopped: {last:?}", pod.name));
     }
 
-    async fn remove(&mut self, pod: &Running, name: &str, id: &str) {
+    async fn remove(&mut self, pod: &RunningPod, name: &str, id: &str) {
         let mut last = None;
         for _ in 0..TRIES {
             self.ledger.container(&pod.name, name, |c| c.removed = Done::Perhaps);
@@ -313,7 +313,7 @@ impl Kubelet {
     }
 
     /// Waits until a container that exits by itself has exited.
-    async fn ends(&mut self, pod: &Running, name: &str, id: &str) {
+    async fn ends(&mut self, pod: &RunningPod, name: &str, id: &str) {
         for _ in 0..TRIES {
             let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
             let status = self
@@ -335,7 +335,7 @@ impl Kubelet {
     }
 
     /// Stops and removes a pod, sometimes while a container is created in it.
-    async fn end(&mut self, pod: &Running) {
+    async fn end(&mut self, pod: &RunningPod) {
         self.ledger.pod(&pod.name, |pod| pod.stopped = Done::Perhaps);
         if self.client.rng.random_ratio(1, 3) {
             let container = Container {

@@ -37,7 +37,7 @@ pub struct Container {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Pod {
+pub struct PodTruth {
     /// The id in the answer to the client.
     pub id: Option<String>,
     /// The keeper or the pause of this pod was killed.
@@ -56,7 +56,7 @@ pub struct Ledger {
     calls: AtomicUsize,
     given_up: AtomicUsize,
     /// Pods by their unique names.
-    pods: Mutex<BTreeMap<String, Pod>>,
+    pods: Mutex<BTreeMap<String, PodTruth>>,
     violations: Mutex<Vec<String>>,
 }
 
@@ -87,12 +87,12 @@ impl Ledger {
         self.given_up.fetch_add(usize::from(given_up), Ordering::Relaxed);
     }
 
-    pub fn pods(&self) -> MutexGuard<'_, BTreeMap<String, Pod>> {
+    pub fn pods(&self) -> MutexGuard<'_, BTreeMap<String, PodTruth>> {
         self.pods.lock().unwrap()
     }
 
     /// Changes the expected state of a pod.
-    pub fn pod<T>(&self, name: &str, change: impl FnOnce(&mut Pod) -> T) -> T {
+    pub fn pod<T>(&self, name: &str, change: impl FnOnce(&mut PodTruth) -> T) -> T {
         change(self.pods().entry(name.to_owned()).or_default())
     }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use berth_proto::v1::*;
 
 use crate::storm::trouble::keepers;
-use crate::storm::truth::{Container, Done, Kind, Ledger, Pod};
+use crate::storm::truth::{Container, Done, Kind, Ledger, PodTruth};
 use crate::support::{Berth, PATIENCE};
 
 /// The objects that the daemon lists.
@@ -62,7 +62,7 @@ fn must_run(container: &Container) -> bool {
     *kind == Kind::Sleeps && *started == Done::Yes && *stopped == Done::No && *removed == Done::No
 }
 
-fn pods(expected: &BTreeMap<String, Pod>, listed: &Listed) -> Vec<String> {
+fn pods(expected: &BTreeMap<String, PodTruth>, listed: &Listed) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut seen: BTreeMap<&str, Vec<&PodSandbox>> = BTreeMap::new();
     for pod in &listed.pods {
@@ -102,7 +102,7 @@ fn pods(expected: &BTreeMap<String, Pod>, listed: &Listed) -> Vec<String> {
     wrong
 }
 
-fn containers(name: &str, pod: &Pod, found: &PodSandbox, listed: &Listed) -> Vec<String> {
+fn containers(name: &str, pod: &PodTruth, found: &PodSandbox, listed: &Listed) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut names = BTreeSet::new();
     for (_, container, id) in listed.names.iter().filter(|(of, _, _)| *of == found.id) {
@@ -128,7 +128,7 @@ fn containers(name: &str, pod: &Pod, found: &PodSandbox, listed: &Listed) -> Vec
 }
 
 /// Returns what is wrong with the state of a container.
-fn state(pod: &Pod, container: &Container, status: &ContainerStatus) -> Option<String> {
+fn state(pod: &PodTruth, container: &Container, status: &ContainerStatus) -> Option<String> {
     use ContainerState::{ContainerCreated, ContainerExited, ContainerRunning};
     let stopped = pod.stopped != Done::No || container.stopped != Done::No || container.removed != Done::No;
     let why =

@@ -21,6 +21,7 @@ pub mod net;
 pub mod node;
 pub mod registry;
 pub mod streams;
+pub mod syntax;
 
 pub use configs::*;
 

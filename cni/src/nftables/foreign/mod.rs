@@ -4,6 +4,8 @@
 //!
 //! * this file: a packet's path through them; [`rule`]: the evaluation of one rule; [`legacy`]: the
 //!   rules of an iptables that does not use nftables
+//! * [`conditions`]: the results of conditions, and their logic with unknown facts
+//! * [`iptables`]: the matches of iptables in a rule of nftables
 
 mod conditions;
 mod iptables;

@@ -1,4 +1,4 @@
-//! Writes a patch.
+//! Writes the files and folders of a patch.
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, OsStr};

@@ -3,6 +3,7 @@
 //!
 //! * [`cpu`], [`memory`], [`pids`], [`hugetlb`], [`mod@io`], [`psi`]: counters and limits; [`usage`]: all of them together
 //! * [`cpuset`], [`freezer`], [`devices`]
+//! * [`io`]: reads and writes of block devices
 
 pub(super) mod cpu;
 mod cpuset;

@@ -56,7 +56,7 @@ static int is_below_a_root(int folder)
     return is_same(&here, &own_root) || is_same(&here, &its_root);
 }
 
-/* Whether the canary is below a root, which is then the root of the host. If it is, the damage is done. */
+/* Whether a root contains the canary: then it is the root of the host. Reads the canary and writes a file beside it. */
 static int is_of_host(int root, int pid)
 {
     char text[64] = "", written[512];
