@@ -31,6 +31,7 @@ mod pull;
 mod reference;
 mod registry;
 mod save;
+mod step;
 mod store;
 mod transfer;
 mod unpack;
@@ -48,6 +49,7 @@ pub use printable::{Printable, printable, printable_json};
 pub use progress::{LayerProgress, Stage, Transferred};
 pub use reference::Reference;
 pub use registry::{Proxies, Timeouts};
+pub use step::PullStep;
 pub use store::{
     Checked, Hold, ImageStore, Incomplete, Options, ProjectQuotas, Unowned, UnownedKind, Verdict, Verified,
     check_closed, disk_usage,

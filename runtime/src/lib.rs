@@ -20,6 +20,7 @@
 
 pub mod hooks;
 pub mod init;
+pub mod keeper_step;
 pub mod logs;
 pub mod oom_kills;
 pub mod path;

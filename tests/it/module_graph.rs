@@ -219,6 +219,7 @@ fn modules_form_no_circle() {
         "cni/src/lib.rs",
         "oci/src/lib.rs",
         "image/src/lib.rs",
+        "failpoint/src/lib.rs",
         "json/src/lib.rs",
         "proto/src/lib.rs",
         "runtime/keeper/src/main.rs",
