@@ -32,7 +32,7 @@ const PROGRAMS: [Program; 3] = [
         profile: "pod",
         rustflags: "-C target-feature=+crt-static -C relocation-model=static",
         variable: "BERTH_KEEPER_PATH",
-        sources: &["runtime", "Cargo.toml", "Cargo.lock"],
+        sources: &["runtime", "failpoint", "Cargo.toml", "Cargo.lock"],
     },
     Program {
         name: "berth-pause",
@@ -98,6 +98,10 @@ fn build(program: &Program, root: &Path, target_folder: &Path) -> Result<PathBuf
         .arg("--target-dir")
         .arg(target_folder);
     isolate(&mut command);
+    // A debug build of the daemon has failpoints, and so has its keeper: https://doc.rust-lang.org/cargo/reference/profiles.html
+    if required("PROFILE")? == "debug" {
+        command.env("CARGO_PROFILE_POD_DEBUG_ASSERTIONS", "true");
+    }
     command.env("RUSTFLAGS", program.rustflags);
     // A cross-compiler needs the linker of the target. Cargo passes the one that it resolved for this build:
     // https://doc.rust-lang.org/cargo/reference/environment-variables.html

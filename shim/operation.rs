@@ -17,6 +17,14 @@ use crate::instruments::Instruments;
 use crate::store::{ContainerName, PodName};
 use crate::traces;
 
+mod step;
+
+use step::WAITING;
+pub use step::{
+    CheckpointPodStep, CheckpointStep, CreateStep, RemovePodStep, RemoveStep, RestorePodStep, RunPodStep,
+    StartStep, Step, StopPodStep, StopStep,
+};
+
 /// The kind and the object of an operation. Two calls with equal keys are one operation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OperationKey {
@@ -108,7 +116,7 @@ impl Steps {
     fn describe(&self) -> String {
         let mut text = String::new();
         for (step, time) in &self.finished {
-            if *step == FIRST_STEP && *time < SHORT_WAIT {
+            if *step == WAITING && *time < SHORT_WAIT {
                 continue;
             }
             let comma = if text.is_empty() { "" } else { ", " };
@@ -125,13 +133,10 @@ fn milliseconds(time: Duration) -> String {
 /// Shorter waits before the first step are not logged.
 const SHORT_WAIT: Duration = Duration::from_millis(1);
 
-/// The step before the first one that an operation names.
-const FIRST_STEP: &str = "waiting";
-
 impl Progress {
     fn new(rpc: &'static str, instruments: Arc<Instruments>) -> Self {
         let steps =
-            Steps { finished: Vec::new(), current: FIRST_STEP, since: Instant::now(), span: Span::none() };
+            Steps { finished: Vec::new(), current: WAITING, since: Instant::now(), span: Span::none() };
         let span = tracing::trace_span!(target: traces::TARGET, "operation", otel.name = %format_args!("operation {rpc}"));
         Self {
             rpc,
@@ -150,7 +155,11 @@ impl Progress {
     }
 
     /// Starts the next step.
-    pub fn step(&self, name: &'static str) {
+    pub fn step(&self, step: impl Into<Step>) {
+        let step: Step = step.into();
+        debug_assert_eq!(step.operation, self.rpc, "a step of another operation");
+        step.reach();
+        let name = step.name;
         let mut steps = lock(&self.steps);
         let (finished, time) = (steps.current, steps.since.elapsed());
         tracing::debug!(finished, micros = time.as_micros(), next = name, "step");
@@ -264,7 +273,9 @@ impl Operations {
         tokio::spawn(
             async move {
                 let span = progress.span.clone();
+                Step::waiting(progress.rpc).reach();
                 let result = work.instrument(span.clone()).await;
+                Step::answer(progress.rpc).reach();
                 if let Err(status) = &result {
                     traces::fail(&span, &status.message());
                 }

@@ -33,6 +33,7 @@
 //! * [`transfer`]: the transfer of one layer, or of one file of an artifact, from a registry into the store
 //! * [`unpack`]: unpacks the bytes of a layer into a folder that overlayfs can stack
 //! * [`writable_diff`]: the difference between a writable layer and its image
+//! * [`step`]: the steps of a pull at which a test stops the daemon
 
 mod admission;
 mod artifact;
@@ -61,6 +62,7 @@ mod pull;
 mod reference;
 mod registry;
 mod save;
+mod step;
 mod store;
 mod transfer;
 mod unpack;
@@ -78,6 +80,7 @@ pub use printable::{Printable, printable, printable_json};
 pub use progress::{LayerProgress, Stage, Transferred};
 pub use reference::Reference;
 pub use registry::{Proxies, Timeouts};
+pub use step::PullStep;
 pub use store::{
     Checked, Hold, ImageStore, Incomplete, Options, ProjectQuotas, Unowned, UnownedKind, Verdict, Verified,
     check_closed, disk_usage,

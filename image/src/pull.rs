@@ -18,6 +18,7 @@ use crate::policy;
 use crate::progress::{LayerProgress, Progress, Transferred};
 use crate::reference::Reference;
 use crate::registry::Repository;
+use crate::step::PullStep;
 use crate::store::{Creation, ImageStore, Inner, LayerKey, Lease, MemoryUser, Names, NewImage};
 use crate::transfer::{BlobFile, Download, Finished};
 
@@ -122,8 +123,10 @@ enum Content {
 
 impl Pull {
     async fn run(self) -> Result<Arc<Image>, Error> {
+        PullStep::Resolve.reach();
         let repository = self.inner.registry.repository(&self.reference, self.auth.clone()).await?;
         let resolved = self.resolve(&repository).await?;
+        PullStep::Check.reach();
         let id = match (&resolved.content, resolved.digests.last()) {
             (Content::Image(manifest), _) => manifest.config.digest.clone(),
             (Content::Artifact { .. }, Some(digest)) => digest.clone(),
@@ -163,7 +166,9 @@ impl Pull {
             names,
             size: resolved.size,
         };
+        PullStep::Record.reach();
         let image = self.inner.record_image(new).await?;
+        PullStep::Recorded.reach();
         tracing::info!(image = %image.id, reference = %self.reference, bytes = resolved.size, "pulled image");
         Ok(image)
     }
@@ -213,6 +218,7 @@ impl Pull {
     ) -> Result<FetchedParts, Error> {
         let id = &manifest.config.digest;
         let what = format!("config {}@{id}", self.reference.name());
+        PullStep::Config.reach();
         let config_bytes = repository.blob(&manifest.config, MAX_CONFIG).await?;
         let parsed = parse_config(&what, &config_bytes)?;
         if !platform_checked {

@@ -15,6 +15,7 @@ use crate::downloads::{Slot, Slots};
 use crate::error::{Error, blocking};
 use crate::progress::{Pulls, Stage, Tracked};
 use crate::registry::{Figures, MIN_RATE, PieceReader, Repository, Watcher};
+use crate::step::PullStep;
 use crate::store::{Creation, Inner, LayerKey, LayerRecord, Lease, StagingFolder};
 use crate::unpack::{self, Budget, TreePath};
 
@@ -71,6 +72,7 @@ impl Download<'_> {
         let lease = self.inner.lease_or_create(&key, Some(self.slots), fetch).await;
         self.inner.pulls.count(self.tracked, lease.is_ok());
         let lease = lease?;
+        PullStep::Placed.reach();
         self.tracked.set(Stage::Done);
         self.finished.add(self.inner.lease_again(&key));
         Ok(lease)
@@ -81,6 +83,7 @@ impl Download<'_> {
         creation: Arc<Creation>,
         slot: Option<Slot>,
     ) -> Result<(Arc<StagingFolder>, LayerRecord), Error> {
+        PullStep::Receive.reach();
         self.tracked.set(Stage::Receiving);
         let slow_handler =
             SlowHandler { blob: self.layer, creation: &creation, slot: slot.as_ref(), budget: self.budget };
@@ -93,7 +96,10 @@ impl Download<'_> {
                     tracing::warn!(%error, "content from a mirror is corrupt, trying the next host");
                     first = host + 1;
                 }
-                result => return result,
+                result => {
+                    PullStep::Unpacked.reach();
+                    return result;
+                }
             }
         }
     }

@@ -18,9 +18,11 @@
 //! * `keeper`: the event loop of the keeper
 //! * [`compile`], [`cgroup`], [`rootfs`], [`seccomp`], [`users`], [`client`]: only for the daemon
 //! * [`time_limit`]: waits for a program with a time limit, and reads its output
+//! * [`keeper_step`]: the steps of a keeper at which a test stops it
 
 pub mod hooks;
 pub mod init;
+pub mod keeper_step;
 pub mod logs;
 pub mod oom_kills;
 pub mod path;

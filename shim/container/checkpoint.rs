@@ -23,7 +23,7 @@ use crate::checkpoint::pod_folder;
 use crate::checkpoint::work::CheckpointWork;
 use crate::error::CriError;
 use crate::oci;
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{CheckpointStep, OperationKey, Progress};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 use crate::views::container_status;
@@ -117,12 +117,12 @@ impl Checkpoint {
         let work = CheckpointWork::of_container(self.container.folder());
         let new = work.clone();
         blocking(move || new.create()).await?;
-        progress.step("dump");
+        progress.step(CheckpointStep::Dump);
         let dumped = self.dump(&work, pid).await;
         let done = match dumped {
             Ok(described) => {
                 drop(turn);
-                progress.step("archive");
+                progress.step(CheckpointStep::Archive);
                 self.write_archive(&work, described).await
             }
             Err(error) => Err(error),

@@ -31,7 +31,7 @@ use crate::nri::adaptation::NriCreation;
 use crate::nri::events::Notice;
 use crate::oci::resources;
 use crate::oci::{classes, stop_signal, validate};
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{CreateStep, OperationKey, Progress};
 use crate::store::container::RecordedUser;
 use crate::store::{Container, ContainerName, ContainerRecord, ContainerState, Pod, file};
 use crate::systemd;
@@ -117,12 +117,12 @@ impl ContainerBuilder {
                 oom_kills::watch(self.daemon.cgroups.clone(), container.clone());
                 self.daemon.pods.events.container(&container);
                 self.daemon.pods.nri.watch(&container);
-                self.progress.step("NRI plugins");
+                self.progress.step(CreateStep::Created);
                 self.daemon.pods.nri.after(Notice::PostCreate, &container).await;
                 Ok(self.id.as_str().to_owned())
             }
             Err(error) => {
-                self.progress.step("undo");
+                self.progress.step(CreateStep::Undo);
                 // A plugin that connects from now on does not get the container.
                 self.nri = None;
                 match self.undo.run().await {
@@ -137,45 +137,45 @@ impl ContainerBuilder {
         let pause_pid = self.ready_pod()?;
         let link = self.pod.link().ok_or_else(|| pod_not_ready(&self.pod))?;
         self.warn_about_classes();
-        self.progress.step("image");
+        self.progress.step(CreateStep::Image);
         let source = self.source()?;
         let (image, restore) = self.receive_checkpoint(source).await?;
         let volumes = self.image_volumes().await?;
-        self.progress.step("signature policy");
+        self.progress.step(CreateStep::Policy);
         self.check_policy(&image, restore.as_ref()).await?;
         let container = self.write_intent(&image, restore.is_some()).await?;
         if restore.is_some() && container.runtime().is_some() {
             let why = "the OCI runtime of its pod's handler cannot restore a checkpoint";
             return Err(CriError::precondition(format!("container {}", self.id), why));
         }
-        self.progress.step("writable layer");
+        self.progress.step(CreateStep::Layer);
         let layer = self.make_layer(&image, &volumes).await?;
         if let Some(restore) = &restore {
             restore.fill_layer(&self.daemon.images, self.id.as_str()).await?;
         }
-        self.progress.step("root filesystem and spec");
+        self.progress.step(CreateStep::Spec);
         let layer = Arc::new(layer);
         let draft = self.draft(&container, layer.clone(), pause_pid).await?;
-        self.progress.step("NRI plugins");
+        self.progress.step(CreateStep::Plugins);
         let draft = self.call_nri(&container, draft).await?;
-        self.progress.step("scope");
+        self.progress.step(CreateStep::Scope);
         let placeholder = self.start_scope(&container, &draft).await?;
-        self.progress.step("cgroup and plan");
+        self.progress.step(CreateStep::Plan);
         let devices = draft.net_devices();
         let mut assembled = self.assemble(&container, layer, draft).await?;
         self.move_devices(devices).await?;
-        self.progress.step("log file");
+        self.progress.step(CreateStep::Log);
         if let Some(log) = log::make(&self.pod, &self.config).await? {
             assembled.add_log(log);
         }
         if let Some(restore) = restore {
             assembled = restore.plan(&self.daemon.cgroups, &container, assembled).await?;
         }
-        self.progress.step("first process");
+        self.progress.step(CreateStep::Process);
         self.ready_pod()?;
         let pid = self.create_process(&link, &container, assembled).await?;
         systemd::release(placeholder).await;
-        self.progress.step("record");
+        self.progress.step(CreateStep::Record);
         let created = container.clone();
         blocking(move || created.intend(|record| record.state = record.state.created(pid))).await?;
         Ok(container)

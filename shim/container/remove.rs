@@ -14,7 +14,7 @@ use crate::error::CriError;
 use crate::handlers;
 use crate::keeper::KeeperError;
 use crate::leftovers::{self, Leftover};
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{OperationKey, Progress, RemoveStep};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 
@@ -55,28 +55,28 @@ async fn run_steps(
     container: &Arc<Container>,
     progress: &Progress,
 ) -> Result<(), CriError> {
-    progress.step("end");
+    progress.step(RemoveStep::End);
     if let ContainerState::Running { .. } = container.state() {
         exit::kill(pods, cgroups, container).await?;
     }
     // A container that the keeper has forgotten cannot be started. This also ends a start that waits for the keeper.
     forget(pods, cgroups, container).await?;
-    progress.step("NRI plugins");
+    progress.step(RemoveStep::Plugins);
     pods.nri.stopped(container).await;
     let removal = pods.nri.prepare_removal(container).await;
-    progress.step("turn");
+    progress.step(RemoveStep::Turn);
     let _turn = container.turn.write().await;
     forget(pods, cgroups, container).await?;
     if let Some(runtime) = container.runtime() {
-        progress.step("OCI runtime");
+        progress.step(RemoveStep::Runtime);
         let more = hooks::longest(container, &[HookKind::Poststop]).await;
         handlers::calls::delete(&runtime, &container.id, more).await?;
     }
-    progress.step("cgroup");
+    progress.step(RemoveStep::Cgroup);
     cgroups.release(container.with(|record| record.cgroup.clone())).await?;
-    progress.step("writable layer");
+    progress.step(RemoveStep::Layer);
     leftovers::remove(Leftover::Layer { images, container: container.id.clone() }).await?;
-    progress.step("folder");
+    progress.step(RemoveStep::Folder);
     let ended = container.clone();
     blocking(move || {
         ended.stop_writing_record();
@@ -86,7 +86,7 @@ async fn run_steps(
     leftovers::remove(Leftover::Folder(container.folder().to_owned())).await?;
     pods.store.forget_container(container);
     pods.events.container_deleted(container);
-    progress.step("NRI plugins");
+    progress.step(RemoveStep::Removed);
     pods.nri.removed(removal).await;
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::error::CriError;
 use crate::event::Events;
 use crate::keeper::KeeperError;
 use crate::nri::events::Notice;
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{OperationKey, Progress, StartStep};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState};
 
@@ -47,11 +47,11 @@ async fn with_plugins(
     progress: &Progress,
 ) -> Result<(), CriError> {
     if container.state().may_start().is_ok() {
-        progress.step("NRI plugins");
+        progress.step(StartStep::Plugins);
         pods.nri.container(Notice::Start, container).await?;
     }
     run_steps(pods, cgroups, container, progress).await?;
-    progress.step("NRI plugins");
+    progress.step(StartStep::Started);
     pods.nri.after(Notice::PostStart, container).await;
     Ok(())
 }
@@ -71,7 +71,7 @@ async fn run_steps(
         (Some(_), Some(link)) => link,
         _ => return Err(CriError::precondition(format!("pod sandbox {}", pod.id), "it is not ready")),
     };
-    progress.step("exec");
+    progress.step(StartStep::Exec);
     let more = hooks::longest(container, &[HookKind::StartContainer, HookKind::Poststart]).await;
     let more = more.saturating_add(restore::time_of_start(container));
     let call = Call::Start { container: container.id.as_str().to_owned() };

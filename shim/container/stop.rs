@@ -12,7 +12,7 @@ use crate::cgroups::Cgroups;
 use crate::error::CriError;
 use crate::handlers;
 use crate::keeper::KeeperError;
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{OperationKey, Progress, StopStep};
 use crate::pods::Pods;
 use crate::store::{Container, ContainerState, Store};
 
@@ -40,7 +40,7 @@ pub async fn stop_container(
         .join(OperationKey::Stop(container.id.clone(), timeout), move |progress| async move {
             run_steps(&stopping, &cgroups, &container, timeout, &progress).await?;
             if matches!(container.state(), ContainerState::Exited(_)) {
-                progress.step("NRI plugins");
+                progress.step(StopStep::Plugins);
                 stopping.nri.stopped(&container).await;
             }
             Ok(String::new())
@@ -61,7 +61,7 @@ async fn run_steps(
     }
     let grace = Duration::from_secs(u64::try_from(timeout).unwrap_or(0));
     if !grace.is_zero() {
-        progress.step("grace period");
+        progress.step(StopStep::Grace);
         let stop_by_signal = async {
             if send_stop_signal(pods, container).await? {
                 container.ended().await;
@@ -75,7 +75,7 @@ async fn run_steps(
             return Ok(());
         }
     }
-    progress.step("kill");
+    progress.step(StopStep::Kill);
     exit::kill(pods, cgroups, container).await
 }
 

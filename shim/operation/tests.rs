@@ -50,13 +50,13 @@ async fn an_operation_in_flight_shows_its_step_and_its_new_object() {
     let (go_on, given_up) = tokio::sync::oneshot::channel();
     let call = operations.join(key(), move |progress| async move {
         progress.creates("id");
-        progress.step("network");
+        progress.step(StopPodStep::Release);
         drop(given_up.await);
         Ok(String::new())
     });
     assert!(tokio::time::timeout(Duration::from_millis(20), call).await.is_err());
     let [seen] = &operations.in_flight()[..] else { panic!("one operation") };
-    assert_eq!((seen.step, seen.creates.as_deref(), &seen.key), ("network", Some("id"), &key()));
+    assert_eq!((seen.step, seen.creates.as_deref(), &seen.key), ("release", Some("id"), &key()));
     assert!(seen.elapsed >= seen.step_elapsed);
     go_on.send(()).unwrap();
     operations.idle().await;

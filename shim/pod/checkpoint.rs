@@ -19,7 +19,7 @@ use crate::checkpoint::work::CheckpointWork;
 use crate::container::checkpoint::{self as one, CheckpointParts};
 use crate::error::CriError;
 use crate::oci;
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{CheckpointPodStep, OperationKey, Progress};
 use crate::store::{Container, ContainerState, Pod, Store, file};
 
 /// Checkpoints containers of a pod. CRIU is never interrupted: after the deadline no further container is dumped, and there
@@ -149,11 +149,11 @@ impl PodCheckpoint {
         let works = self.works();
         let new = works.clone();
         blocking(move || new.all().try_for_each(CheckpointWork::create)).await?;
-        progress.step("dump");
+        progress.step(CheckpointPodStep::Dump);
         let done = match self.dump(&works).await {
             Ok(described) => {
                 drop(turns);
-                progress.step("archive");
+                progress.step(CheckpointPodStep::Archive);
                 self.write(&works, described).await
             }
             Err(error) => Err(error),

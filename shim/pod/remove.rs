@@ -12,7 +12,7 @@ use crate::error::CriError;
 use crate::leftovers::{self, Leftover};
 use crate::log_folders;
 use crate::nri::events::Notice;
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{OperationKey, Progress, RemovePodStep};
 use crate::store::Level;
 use crate::store::Pod;
 
@@ -38,14 +38,14 @@ pub async fn remove_pod_sandbox(daemon: &Shared, id: &str) -> Result<(), Status>
 }
 
 async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Result<(), Status> {
-    progress.step("stop");
+    progress.step(RemovePodStep::Stop);
     PodStopper::of(daemon).stop(pod).await?;
-    progress.step("containers");
+    progress.step(RemovePodStep::Containers);
     let Daemon { pods, cgroups, images, .. } = &**daemon;
     for container in pods.store.containers_of(&pod.id) {
         container::remove::remove_container(pods, cgroups, images, container.id.as_str()).await?;
     }
-    progress.step("folders");
+    progress.step(RemovePodStep::Folders);
     let (ended, folders) = (pod.clone(), pods.folders.clone());
     blocking(move || {
         ended.stop_writing_record();
@@ -58,7 +58,7 @@ async fn run_steps(daemon: &Shared, pod: &Arc<Pod>, progress: &Progress) -> Resu
     }
     pods.store.forget_pod(pod);
     pods.events.pod(pod, Level::Deleted);
-    progress.step("NRI plugins");
+    progress.step(RemovePodStep::Plugins);
     pods.nri.pod(Notice::RemovePod, pod).await;
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::container::restore;
 use crate::daemon::Shared;
 use crate::error::CriError;
 use crate::oci;
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{OperationKey, Progress, RestorePodStep};
 use crate::store::{ContainerName, Pod, PodName};
 
 /// Restores pods.
@@ -73,7 +73,7 @@ impl PodRestore {
     }
 
     async fn create(self, request: PodRequest, progress: &Progress) -> Result<String, Status> {
-        progress.step("pod");
+        progress.step(RestorePodStep::Pod);
         let (config, handler) = (request.config.clone(), request.runtime_handler.clone());
         let id = run::run_pod_sandbox(&self.daemon, config, handler, true).await?;
         progress.creates(&id);
@@ -85,7 +85,7 @@ impl PodRestore {
         match self.fill(&pod, request, progress).await {
             Ok(()) => Ok(id),
             Err(error) => {
-                progress.step("undo");
+                progress.step(RestorePodStep::Undo);
                 match remove::remove_pod_sandbox(&self.daemon, &id).await {
                     Ok(()) => Err(error),
                     Err(left) => {
@@ -100,7 +100,7 @@ impl PodRestore {
 
     /// Gives the pod what its containers shared, and creates the containers.
     async fn fill(&self, pod: &Arc<Pod>, request: PodRequest, progress: &Progress) -> Result<(), Status> {
-        progress.step("shared state");
+        progress.step(RestorePodStep::Shared);
         let what = format!("restore pod sandbox {}", pod.id);
         let pause = pod.state().pause().ok_or_else(|| CriError::precondition(&what, "it is not ready"))?;
         let shared = SharedRestore {
@@ -110,12 +110,12 @@ impl PodRestore {
             state: request.manifest.shared,
         };
         shared_restore::run(&shared).await.map_err(|why| CriError::failed(&what, why))?;
-        progress.step("containers");
+        progress.step(RestorePodStep::Containers);
         for (position, config) in request.containers {
             let archive = request.folder.join(container_file(position));
             create_container(&self.daemon, pod.id.as_str(), config, Some(archive)).await?;
         }
-        progress.step("record");
+        progress.step(RestorePodStep::Record);
         let complete = pod.clone();
         blocking(move || complete.intend(|record| record.restores = false)).await?;
         Ok(())

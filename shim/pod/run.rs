@@ -31,7 +31,7 @@ use crate::log_folders;
 use crate::lsm::selinux::{Labels, SeLinux, level_of};
 use crate::nri::adaptation::NriCreation;
 use crate::oci::{has_own_uts, pause, validate};
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{OperationKey, Progress, RunPodStep};
 use crate::seccomp;
 use crate::store::Level;
 use crate::store::pod::{FilesLocation, PodResources};
@@ -113,7 +113,7 @@ impl PodBuilder {
             }
             Err(error) => {
                 self.daemon.pods.events.report(self.failure(NodeEventKind::PodFailed, &error));
-                self.progress.step("undo");
+                self.progress.step(RunPodStep::Undo);
                 // A plugin that connects from now on does not get the pod.
                 self.nri = None;
                 match self.undo.run().await {
@@ -139,22 +139,22 @@ impl PodBuilder {
     async fn run_steps(&mut self) -> Result<Arc<Pod>, CriError> {
         let path = self.daemon.cgroups.path_of_pod(requested_parent(&self.config), self.id.as_str())?;
         let (pod, files) = self.write_intent(&path).await?;
-        self.progress.step("cgroup");
+        self.progress.step(RunPodStep::Cgroup);
         let (cgroup, placeholder) = self.make_cgroup(path).await?;
-        self.progress.step("keeper");
+        self.progress.step(RunPodStep::Keeper);
         let link = self.start_keeper(&pod).await?;
-        self.progress.step("pause");
+        self.progress.step(RunPodStep::Pause);
         let pause = self.start_pause(&pod, files, &link, cgroup).await?;
         systemd::release(placeholder).await;
         let pause_pid = pause.pid;
         pod.set_netns(Some(pause.netns));
         pod.set_userns(pause.userns);
-        self.progress.step("network");
+        self.progress.step(RunPodStep::Network);
         let attached = self.attach_network(&pod, pause_pid).await;
         attached.inspect_err(|error| {
             self.daemon.pods.events.report(self.failure(NodeEventKind::NetworkFailed, error));
         })?;
-        self.progress.step("record");
+        self.progress.step(RunPodStep::Record);
         let ready = pod.clone();
         blocking(move || ready.intend(|record| record.state = record.state.ready(pause_pid))).await?;
         // An exit of pause or keeper after this point finds a ready pod, and stops it.
@@ -167,7 +167,7 @@ impl PodBuilder {
 
     /// Notifies NRI plugins of the pod. Clients do not see it yet.
     async fn call_nri(&mut self, pod: &Arc<Pod>) -> Result<(), CriError> {
-        self.progress.step("NRI plugins");
+        self.progress.step(RunPodStep::Plugins);
         let nri = self.daemon.pods.nri.clone();
         let creation = nri.plugins().begin(self.id.as_str());
         let announced = creation.is_announced();
@@ -185,7 +185,7 @@ impl PodBuilder {
 
     /// Writes the intent to disk, before its side effects.
     async fn write_intent(&mut self, cgroup: &CgroupPath) -> Result<(Arc<Pod>, Vec<PodFile>), CriError> {
-        self.progress.step("intent");
+        self.progress.step(RunPodStep::Intent);
         let log_folder = self.create_log_folder().await?;
         let record = PodRecord {
             id: self.id.clone(),
@@ -204,11 +204,14 @@ impl PodBuilder {
         let folder = self.daemon.pods.folders.pod(&self.id);
         let state_folder = self.daemon.pods.folders.pod_state(&self.id);
         let pod = Arc::new(Pod::new(record, folder.join("pod.json"), self.daemon.pods.records.clone()));
-        let (gone, gone_state) = (folder.clone(), state_folder.clone());
+        let (gone, gone_state, undone) = (folder.clone(), state_folder.clone(), pod.clone());
         self.undo.push("remove the pod's folders", async move {
-            blocking(move || file::remove_folder(&gone_state).and_then(|()| file::remove_folder(&gone)))
-                .await
-                .map_err(|error| error.to_string())
+            let remove = move || {
+                // The end of the keeper may still change the state of the pod.
+                undone.stop_writing_record();
+                file::remove_folder(&gone_state).and_then(|()| file::remove_folder(&gone))
+            };
+            blocking(remove).await.map_err(|error| error.to_string())
         });
         let (config, written) = (self.config.clone(), pod.clone());
         let files = blocking(move || {

@@ -17,7 +17,7 @@ use crate::ids::ContainerId;
 use crate::leftovers::{self, Leftover};
 use crate::network::PodNetwork;
 use crate::nri::events::Notice;
-use crate::operation::{OperationKey, Progress};
+use crate::operation::{OperationKey, Progress, StopPodStep};
 use crate::pods::Pods;
 use crate::store::{Level, Pod, PodState};
 
@@ -59,19 +59,19 @@ impl PodStopper {
 
     async fn run_steps(&self, pod: &Arc<Pod>, progress: &Progress) -> Result<(), CriError> {
         pod.transition(PodState::stopping);
-        progress.step("containers that are being made");
+        progress.step(StopPodStep::Creations);
         cancel_creations(pod).await?;
-        progress.step("containers");
+        progress.step(StopPodStep::Containers);
         self.kill_containers(pod).await?;
         self.pods.events.pod(pod, Level::Stopped);
-        progress.step("NRI plugins");
+        progress.step(StopPodStep::Plugins);
         for container in self.pods.store.containers_of(&pod.id) {
             self.pods.nri.stopped(&container).await;
         }
         if pod.first_stop() {
             self.pods.nri.pod(Notice::StopPod, pod).await;
         }
-        progress.step("release");
+        progress.step(StopPodStep::Release);
         self.release(pod).await
     }
 

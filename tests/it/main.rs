@@ -30,6 +30,7 @@ mod demo;
 mod diag;
 mod doc_paths;
 mod events;
+mod failpoints;
 mod fsck;
 mod handlers;
 mod hooks;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, Streams, exec, runtime};
+use berth_runtime::keeper_step::KeeperStep;
 use berth_runtime::plan::{CgroupJoin, ExecPlan, FdSlot};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys::process::{self, Ended};
@@ -113,6 +114,7 @@ impl Execs {
             exec.kill();
         }
         services.watch.remove(exec.child.gate.as_fd(), &EventSource::ExecGate(id.to_owned()));
+        KeeperStep::ExecRuns.reach();
         let (origin, ended) = (exec.starting.take(), exec.child.take_exit());
         let pidfd = exec.child.pidfd.try_clone().ok();
         let descriptors = pidfd.into_iter().chain(exec.master.take()).collect();
@@ -143,6 +145,7 @@ impl Execs {
     }
 
     fn report_exit(&mut self, id: &str, ended: Ended, services: &mut Services) {
+        KeeperStep::ExecEnded.reach();
         self.entries.remove(id);
         services.broadcast(&Event::ExecExited { exec: id.to_owned(), code: ended.code() });
     }
@@ -211,6 +214,7 @@ impl Exec {
                 exec::run(exec::ExecStart { plan, descriptors, init, keyring, proc, streams, gate, single })
             })?,
         };
+        KeeperStep::ExecCloned.reach();
         Ok(Self {
             child,
             starting: Some(origin),

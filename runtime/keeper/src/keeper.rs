@@ -4,6 +4,7 @@ use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
+use berth_runtime::keeper_step::KeeperStep;
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys;
 use berth_runtime::sys::{memory, process};
@@ -132,6 +133,7 @@ impl Keeper {
 
     fn on_call(&mut self, incoming: IncomingCall) {
         let IncomingCall { origin, call, descriptors } = incoming;
+        KeeperStep::of(&call).reach();
         match self.call(origin, call, descriptors) {
             Ok(None) => {}
             Ok(Some(outcome)) => self.services.answer(origin, Ok(outcome)),
@@ -206,6 +208,7 @@ impl Keeper {
             pause.kill();
         }
         self.shutting_down = true;
+        KeeperStep::Killed.reach();
         Outcome::Done
     }
 

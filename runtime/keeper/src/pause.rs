@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use berth_runtime::init::{Descriptors, sandbox};
+use berth_runtime::keeper_step::KeeperStep;
 use berth_runtime::plan::{NamespaceSource, SandboxPlan};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys::process::{self, Ended};
@@ -81,6 +82,7 @@ impl Pause {
                 single,
             })
         })?;
+        KeeperStep::PauseCloned.reach();
         let netns = namespace_of(&child, "net")?;
         let userns = match plan.userns {
             Some(_) => namespace_of(&child, "user")?,
@@ -123,7 +125,10 @@ impl Pause {
         services.watch.remove(self.child.gate.as_fd(), &EventSource::PauseGate);
         let Some(origin) = self.starting.take() else { return };
         match event {
-            GateEvent::End => self.answer_namespaces(origin, services),
+            GateEvent::End => {
+                KeeperStep::PauseRuns.reach();
+                self.answer_namespaces(origin, services);
+            }
             GateEvent::Report(report, _) => services.answer(origin, Err(failure_of(report))),
             GateEvent::Moved(_) => services.answer(origin, Err(vanished())),
         }

@@ -156,6 +156,7 @@ pub fn spawn(programs: &Programs, pod: &str, folder: &Path) -> Result<Keeper, Cl
     let keeper = programs.keeper.file()?;
     let mut command = Command::new(sys::fs::descriptor_path(keeper.as_fd()));
     command.arg0("berth-keeper").arg(pod).env_clear();
+    berth_failpoint::pass_on(&mut command);
     command.stdin(Stdio::from(listener)).stdout(Stdio::from(pause)).stderr(Stdio::from(log));
     let child = command.spawn().map_err(ClientError::Spawn)?;
     // No other code reaps this child, so its pid cannot be reused before this call.

@@ -9,6 +9,7 @@ use super::ContainerBuilder;
 use crate::container::assemble;
 use crate::container::restore::{self, Restore, RestoreSource};
 use crate::error::CriError;
+use crate::operation::CreateStep;
 impl ContainerBuilder {
     /// Where the files of the container come from.
     pub(super) fn source(&self) -> Result<RestoreSource, CriError> {
@@ -30,7 +31,7 @@ impl ContainerBuilder {
             }
             self.check_policy(image, None).await?;
         }
-        self.progress.step("checkpoint");
+        self.progress.step(CreateStep::Checkpoint);
         let folder = self.daemon.pods.folders.container(&self.id);
         self.undo_folder(&folder);
         let criu = self.daemon.config.criu_path.clone();

@@ -21,7 +21,7 @@ use planted::{folder, pin, plant_files, plant_in_kernel, remove_folder, stranger
 use crate::support::{self, Berth, image, sleeper};
 
 /// Runs `berth fsck` in the network namespace of the daemon's host. Returns the exit code and the findings.
-fn fsck(berth: &Berth, more: &[&str]) -> (i32, Vec<serde_json::Value>) {
+pub(super) fn fsck(berth: &Berth, more: &[&str]) -> (i32, Vec<serde_json::Value>) {
     let config = berth.path("config.toml").display().to_string();
     let mut command = vec![env!("CARGO_BIN_EXE_berth"), "fsck", "--output", "json", "--config", &config];
     command.extend(more);

@@ -322,6 +322,8 @@ fn serve(folder: &Path, holder: u32, under: &[String]) -> Child {
         .arg(env!("CARGO_BIN_EXE_berth"))
         .args(["serve", "--config"])
         .arg(folder.join("config.toml"))
+        // Only the tests of failpoints create the folder.
+        .env("BERTH_FAILPOINTS", folder.join("failpoints"))
         // Tests do not use the systemd of this machine.
         .env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", folder.join("bus").display()))
         .stdin(Stdio::null())

@@ -3,10 +3,11 @@
 use syn::{Attribute, Macro};
 
 /// The root files of the crates.
-pub const ROOTS: [&str; 11] = [
+pub const ROOTS: [&str; 12] = [
     "bench/src/main.rs",
     "cni/src/lib.rs",
     "demo/src/main.rs",
+    "failpoint/src/lib.rs",
     "image/src/lib.rs",
     "json/src/lib.rs",
     "oci/src/lib.rs",

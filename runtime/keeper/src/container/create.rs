@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use berth_runtime::init::container::{self, JoinTargets};
 use berth_runtime::init::{Descriptors, Streams, restore, runtime};
+use berth_runtime::keeper_step::KeeperStep;
 use berth_runtime::plan::{CgroupJoin, ContainerPlan, FdSlot, PidNamespace};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys::keys::KeyringName;
@@ -106,6 +107,7 @@ impl Container {
                 (None, None) => container::run(start),
             }
         })?;
+        KeeperStep::Cloned.reach();
         Ok(Self {
             child,
             state: State::Creating(origin),

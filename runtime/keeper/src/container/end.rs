@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use berth_runtime::keeper_step::KeeperStep;
 use berth_runtime::sys::process::{self, Ended};
 use berth_runtime::wire::{Event, ExitRecord};
 
@@ -65,6 +66,7 @@ impl Container {
         if self.hooks.delay_end() || self.awaits_start() {
             return self.child.store_exit(ended);
         }
+        KeeperStep::Ended.reach();
         self.set_exited(ended);
         self.ending = Some(Ending::new());
         self.continue_ending(services);
@@ -117,7 +119,9 @@ impl Container {
                 crate::report(&format!("failed to encode the exit record of {}: {error}", self.name()));
             }
         }
+        KeeperStep::Recorded.reach();
         services.broadcast(&Event::Exited { container: self.id.to_string(), record: record.clone() });
+        KeeperStep::Reported.reach();
         self.run_poststop_hooks(services);
     }
 

@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use berth_runtime::init::START;
+use berth_runtime::keeper_step::KeeperStep;
 use berth_runtime::sys::{self, Context};
 use berth_runtime::wire::transport::Report;
 use berth_runtime::wire::{Failure, Outcome};
@@ -56,6 +57,7 @@ impl Container {
             (State::Starting(_), GateEvent::End) => {
                 let at = now();
                 if let Some(origin) = self.state.run(at) {
+                    KeeperStep::Runs.reach();
                     self.answer_start(origin, at, services);
                 }
                 self.gate_closed(services);
@@ -98,6 +100,7 @@ impl Container {
 
     pub(super) fn reach_gate(&mut self, services: &mut Services) {
         let Some(origin) = self.state.reach_gate() else { return };
+        KeeperStep::AtGate.reach();
         let watched = self.outputs.watch(&mut services.watch);
         let result = watched.map(|()| Outcome::Created { pid: self.pid() }).map_err(|error| system(&error));
         let descriptors = self.child.pidfd.try_clone().into_iter().collect();
