@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Builds programs of Kubernetes at a pinned version from the Go module proxy. Each is built once, into a cache folder.
 #
-#   tests/kubernetes/tools.sh PROGRAM...    such as kubelet or kube-apiserver; prints only the folder with the programs
+#   tests/kubernetes/tools.sh PROGRAM...    such as kubelet or kube-apiserver, also etcd, ginkgo, coredns and the programs of
+#                                           test images; prints only the folder with the programs
 #
 # Environment:
 #   BERTH_CACHE    folder for the programs (default ~/.cache/berth)
 set -eu
 
 kubernetes=v1.37.2
+# The version that kubeadm installs.
+coredns=v1.14.6
 # The published modules of Kubernetes' staging folder have the same minor version.
 staging=v0.${kubernetes#v1.}
 cache="${BERTH_CACHE:-$HOME/.cache/berth}"
@@ -16,7 +19,12 @@ bin="$cache/kubernetes-$kubernetes"
 . "$(dirname "$0")/../stand-ins/gobuild.sh"
 
 missing=()
-for program in "$@"; do [ -x "$bin/$program" ] || missing+=("$program"); done
+for program in "$@"; do
+    [ -x "$bin/$program" ] || [ "$program" = coredns ] || missing+=("$program")
+    if [ "$program" = coredns ] && [ ! -x "$bin/coredns" ]; then
+        build_in "github.com/coredns/coredns@$coredns" go build -trimpath -ldflags '-s -w' -o "$bin/coredns" .
+    fi
+done
 if [ ${#missing[@]} -gt 0 ]; then
     command -v go >/dev/null || { echo "tools.sh: Go toolchain not found" >&2; exit 1; }
     mkdir -p "$bin"
@@ -30,8 +38,15 @@ if [ ${#missing[@]} -gt 0 ]; then
         export GOWORK=off
         version="-X k8s.io/component-base/version.gitVersion='"$kubernetes"'"
         for program in "$@"; do
-            package=./cmd/$program
-            [ "$program" != e2e_node.test ] && [ "$program" != e2e.test ] || package=./test/${program%.test}
+            case $program in
+            e2e.test | e2e_node.test) package=./test/${program%.test} ;;
+            agnhost | nonewprivs | regression-issue-74839) package=./test/images/$program ;;
+            # In the versions that Kubernetes itself depends on.
+            etcd) package=go.etcd.io/etcd/server/v3 ;;
+            ginkgo) package=github.com/onsi/ginkgo/v2/ginkgo ;;
+            sample-apiserver) package=k8s.io/sample-apiserver ;;
+            *) package=./cmd/$program ;;
+            esac
             case $program in
             *.test) go test -c -trimpath -ldflags "-s -w $version" -o "$bin/$program" "$package" ;;
             *) go build -trimpath -ldflags "-s -w $version" -o "$bin/$program" "$package" ;;
