@@ -182,7 +182,6 @@ class Cluster:
         self.admin = self.pki.kubeconfig("admin", SERVER, "admin", "system:masters")
 
     def start(self):
-        run("ip", "link", "set", "lo", "up")
         run("ip", "link", "add", "hub0", "type", "bridge")
         run("ip", "address", "add", f"{HUB}/24", "dev", "hub0")
         run("ip", "link", "set", "hub0", "up")
