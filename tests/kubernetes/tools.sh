@@ -18,16 +18,18 @@ bin="$cache/kubernetes-$kubernetes"
 
 . "$(dirname "$0")/../stand-ins/gobuild.sh"
 
+mkdir -p "$bin"
 missing=()
 for program in "$@"; do
-    [ -x "$bin/$program" ] || [ "$program" = coredns ] || missing+=("$program")
-    if [ "$program" = coredns ] && [ ! -x "$bin/coredns" ]; then
+    if [ -x "$bin/$program" ]; then continue; fi
+    command -v go >/dev/null || { echo "tools.sh: Go toolchain not found" >&2; exit 1; }
+    if [ "$program" = coredns ]; then
         build_in "github.com/coredns/coredns@$coredns" go build -trimpath -ldflags '-s -w' -o "$bin/coredns" .
+    else
+        missing+=("$program")
     fi
 done
 if [ ${#missing[@]} -gt 0 ]; then
-    command -v go >/dev/null || { echo "tools.sh: Go toolchain not found" >&2; exit 1; }
-    mkdir -p "$bin"
     # The module does not contain the staging folder, because each of its folders is a module:
     # their published versions replace them.
     build_in "k8s.io/kubernetes@$kubernetes" bash -euc '
