@@ -30,6 +30,13 @@ AGNHOST_PROGRAMS = {
     "bash": "bash", "curl": "curl", "dig": "bind9-dnsutils", "getent": "libc-bin", "ip": "iproute2", "iperf": "iperf",
     "ipcs": "util-linux", "nc": "netcat-openbsd", "ss": "iproute2",
 }
+# The kernel ignores signals to the first process of a PID namespace unless it has a handler.
+PAUSE = r"""
+#include <signal.h>
+#include <unistd.h>
+static void end(int number) { _exit(0); }
+int main(void) { signal(SIGINT, end); signal(SIGTERM, end); for (;;) pause(); }
+"""
 FAKE_REGISTRY = "var/registry/pause"
 
 
@@ -64,7 +71,7 @@ def certificate(folder):
 def agnhost(programs, folder):
     tar = Tar()
     for name, package in AGNHOST_PROGRAMS.items():
-        tar.program("usr/bin/" + name, which(name, package))
+        tar.program(("bin/" if name == "bash" else "usr/bin/") + name, which(name, package))
     tar.folder("uploads")
     tar.folder("home/user-defined-in-image", owner=(1000, 1000))
     tar.file("etc/passwd", AGNHOST_PASSWD.encode())
@@ -134,7 +141,7 @@ def build(store, folder, programs, busybox):
         store.image(name, [*layers, tag.bytes()], {"Env": [PATH], **config})
 
     shell = {"Cmd": ["sh"]}
-    pause = compiled(folder, "pause", "#include <unistd.h>\nint main(void) { for (;;) pause(); }\n")
+    pause = compiled(folder, "pause", PAUSE)
     for version in ["3.10.1", "3.10.2"]:
         image(f"pause:{version}", [one("pause", pause)], {"Entrypoint": ["/pause"]})
     agnhost_layers = [root, agnhost(programs, folder), fake_registry(one("pause", pause))]
@@ -146,6 +153,7 @@ def build(store, folder, programs, busybox):
         image(f"{E2E}/{name}:1.8", [*agnhost_layers[:2], files(**picture)], {"Entrypoint": ["/agnhost"], "Cmd": ["test-webserver"]})
     image(f"{E2E}/busybox:1.37.0-2", [root], shell)
     image(f"{E2E}/ipc-utils:1.4", [root], shell)
+    image(f"{E2E}/glibc-dns-testing:2.1.1", agnhost_layers[:2], shell)
     image(f"{E2E}/nonroot:1.5", [root], {**shell, "User": "1234"})
     for version in ["1.27.0-2", "1.28.0-2"]:
         image(f"{E2E}/nginx:{version}", [root, web_server()], {"Cmd": ["/usr/sbin/nginx"]})
