@@ -33,12 +33,13 @@ if [ ${#missing[@]} -gt 0 ]; then
     # The module does not contain the staging folder, because each of its folders is a module:
     # their published versions replace them.
     build_in "k8s.io/kubernetes@$kubernetes" bash -euc '
-        staging=$1 bin=$2
-        shift 2
+        package=k8s.io/component-base/version minor=${1#v1.}
+        version="-X $package.gitVersion=$1 -X $package.gitMajor=1 -X $package.gitMinor=${minor%%.*}"
+        staging=$2 bin=$3
+        shift 3
         sed -i -E "s#=> \./staging/src/(.*)#=> \1 $staging#" go.mod
         rm -f go.work go.work.sum
         export GOWORK=off
-        version="-X k8s.io/component-base/version.gitVersion='"$kubernetes"'"
         for program in "$@"; do
             case $program in
             e2e.test | e2e_node.test) package=./test/${program%.test} ;;
@@ -53,6 +54,6 @@ if [ ${#missing[@]} -gt 0 ]; then
             *.test) go test -c -trimpath -ldflags "-s -w $version" -o "$bin/$program" "$package" ;;
             *) go build -trimpath -ldflags "-s -w $version" -o "$bin/$program" "$package" ;;
             esac
-        done' bash "$staging" "$bin" "${missing[@]}"
+        done' bash "$kubernetes" "$staging" "$bin" "${missing[@]}"
 fi
 echo "$bin"
