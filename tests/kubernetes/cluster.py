@@ -10,7 +10,6 @@ linked to the control plane's bridge, and a cgroup of its own below that of the 
 
 import json
 import os
-import shutil
 import signal
 import ssl
 import subprocess
@@ -65,7 +64,9 @@ class Processes:
 
     def start(self, name, *command, **options):
         with open(f"{self.folder}/{name}.log", "ab") as log:
-            process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options)
+            # A Ctrl-C ends them in the order of stop().
+            process = subprocess.Popen([str(word) for word in command], stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                       start_new_session=True, **options)
         self.running.append((name, process))
         return process
 
@@ -81,6 +82,16 @@ class Processes:
                 except subprocess.TimeoutExpired:
                     process.kill()
                     process.wait()
+
+
+def start_registry(processes, work, images):
+    """Debian's docker-registry with the images of a folder."""
+    config = write(f"{work}/registry.json", {
+        "version": "0.1", "log": {"level": "error", "accesslog": {"disabled": True}},
+        "storage": {"filesystem": {"rootdirectory": images}, "delete": {"enabled": True}},
+        "http": {"addr": f"0.0.0.0:{REGISTRY_PORT}", "secret": "e2e"},
+    })
+    processes.start("registry", "docker-registry", "serve", config, env={**os.environ, "OTEL_TRACES_EXPORTER": "none"})
 
 
 class Node:
@@ -186,7 +197,7 @@ class Cluster:
         run("ip", "address", "add", f"{HUB}/24", "dev", "hub0")
         run("ip", "link", "set", "hub0", "up")
         run("sysctl", "-q", "-w", "net.ipv4.ip_forward=1", "net.bridge.bridge-nf-call-iptables=0")
-        self.start_registry()
+        start_registry(self.processes, self.work, self.images)
         self.start_control_plane()
         stats.make_cgroup_root()
         for node in self.nodes:
@@ -211,14 +222,6 @@ class Cluster:
                 if os.path.exists(f"{root}/{key}"):
                     with open(f"{root}/{key}", encoding="utf-8") as source, open(f"{root}/{name}/{key}", "w", encoding="utf-8") as file:
                         file.write(source.read())
-
-    def start_registry(self):
-        config = write(f"{self.work}/registry.json", {
-            "version": "0.1", "log": {"level": "error", "accesslog": {"disabled": True}},
-            "storage": {"filesystem": {"rootdirectory": self.images}, "delete": {"enabled": True}},
-            "http": {"addr": f"0.0.0.0:{REGISTRY_PORT}", "secret": "e2e"},
-        })
-        self.processes.start("registry", "docker-registry", "serve", config, env={**os.environ, "OTEL_TRACES_EXPORTER": "none"})
 
     def start_control_plane(self):
         pki, start, programs = self.pki, self.processes.start, self.programs
@@ -266,6 +269,3 @@ class Cluster:
                 subprocess.run([f"{os.environ['tools']}/crictl", "--timeout=60s", "--runtime-endpoint", endpoint, "--image-endpoint", endpoint,
                                 "rmp", "--all", "--force"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
         self.processes.stop()
-
-    def save_logs(self, folder):
-        shutil.copytree(f"{self.work}/logs", folder, dirs_exist_ok=True)

@@ -12,7 +12,7 @@ import time
 import urllib.request
 
 import specs
-from cluster import REGISTRY_PORT, SERVER, Cluster, Processes, run, until
+from cluster import REGISTRY_PORT, SERVER, Cluster, Processes, run, start_registry, until
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCES = ["e2e_images.py", "../conformance/images.py", "../stand-ins/oci.py"]
@@ -33,16 +33,15 @@ def stand_ins(work, cache, programs, busybox):
         print(f"building the stand-in images once in {folder}", flush=True)
         shutil.rmtree(f"{folder}.new", ignore_errors=True)
         os.makedirs(f"{folder}.new")
-        builder = Cluster.__new__(Cluster)
-        builder.work, builder.images, builder.processes = work, f"{folder}.new", Processes(f"{work}/logs")
-        builder.start_registry()
+        processes = Processes(f"{work}/logs")
+        start_registry(processes, work, f"{folder}.new")
         url = f"http://127.0.0.1:{REGISTRY_PORT}"
         try:
             until("the registry answers", lambda: urllib.request.urlopen(f"{url}/v2/", timeout=5), 30)
             os.makedirs(f"{work}/images")
             run(sys.executable, f"{HERE}/e2e_images.py", url, f"{work}/images", programs, busybox)
         finally:
-            builder.processes.stop()
+            processes.stop()
         os.rename(f"{folder}.new", folder)
     return folder
 
@@ -68,20 +67,36 @@ def run_specs(programs, work, kubeconfig, focus):
             stdout=log, stderr=log, cwd=work, start_new_session=True)
         try:
             process.wait()
-        except BaseException:
-            # ginkgo writes the report of what has run, if it is interrupted.
+        except KeyboardInterrupt:
+            print("interrupted: the report has the specs that have ended")
+            # ginkgo writes its report.
             os.killpg(process.pid, signal.SIGINT)
             try:
                 process.wait(60)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-            raise
     report = f"{work}/report.json"
-    return report if os.path.exists(report) else None
+    if os.path.exists(report):
+        return report
+    print("e2e.test wrote no report:\n" + specs.tail(f"{work}/logs/e2e.log"))
+    return None
 
 
 def interrupted(_signal, _frame):
     raise KeyboardInterrupt
+
+
+def keep(cluster):
+    print(f"the cluster stays until Ctrl-C:\n    nsenter --target $(cat {cluster.work}/pid) --net --mount --pid "
+          f"{cluster.programs}/kubectl --kubeconfig {cluster.admin} get pods -A", flush=True)
+    signal.pause()
+
+
+def save_logs(work, folder):
+    if folder:
+        shutil.copytree(f"{work}/logs", folder, dirs_exist_ok=True)
+        if os.path.exists(f"{work}/report.json"):
+            shutil.copy(f"{work}/report.json", folder)
 
 
 def main():
@@ -97,37 +112,25 @@ def main():
         return 0
     signal.signal(signal.SIGTERM, interrupted)
     run("ip", "link", "set", "lo", "up")
-    images = stand_ins(work, os.environ["cache"], programs, os.environ["busybox"])
-    cluster = Cluster(work, programs, images)
+    cluster = Cluster(work, programs, stand_ins(work, os.environ["cache"], programs, os.environ["busybox"]))
     started = time.monotonic()
     status = 1
     try:
         cluster.start()
         print(f"the cluster is ready after {time.monotonic() - started:.0f} s", flush=True)
-        if focus == "-":
-            status = 0
-        else:
+        status = 0
+        if focus != "-":
             report = run_specs(programs, work, cluster.admin, focus)
-            if not report:
-                print("e2e.test wrote no report:\n" + specs.tail(f"{work}/logs/e2e.log"))
-            else:
-                status = specs.report(report, HERE, record=options.record, focused=bool(options.focus))
+            status = specs.report(report, HERE, record=options.record, focused=bool(options.focus)) if report else 1
         if options.keep:
-            # This process is the second of its PID namespace; /proc/self/status does not have the pid outside.
-            print(f"the cluster stays until Ctrl-C:\n    nsenter --target $(pgrep --full --oldest {HERE}/e2e.py) --net --mount --pid "
-                  f"{programs}/kubectl --kubeconfig {cluster.admin} get pods -A", flush=True)
-            signal.pause()
+            keep(cluster)
     except KeyboardInterrupt:
         print("interrupted")
     finally:
         for problem in cluster.processes.dead():
             print(problem)
         cluster.stop()
-        logs = os.environ.get("BERTH_E2E_LOG")
-        if logs:
-            cluster.save_logs(logs)
-            if os.path.exists(f"{work}/report.json"):
-                shutil.copy(f"{work}/report.json", logs)
+        save_logs(work, os.environ.get("BERTH_E2E_LOG"))
     return status
 
 
