@@ -124,7 +124,6 @@ class Node:
         for path in ["/run", "/var/log", "/var/lib/kubelet", "/opt"]:
             folder = self.folder + path
             os.makedirs(folder)
-            os.makedirs(path, exist_ok=True)
             self.inside("mount", "--bind", folder, path)
             # Its mounts do not appear at both paths.
             self.inside("mount", "--make-private", path)

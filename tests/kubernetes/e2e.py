@@ -58,13 +58,15 @@ def listed(programs, work, focus):
 def run_specs(programs, work, kubeconfig, focus):
     """Runs the specs and returns the path of the report, or none if there is none."""
     procs = os.environ.get("BERTH_E2E_PROCS", "4")
+    # Some specs leave files.
+    os.makedirs(f"{work}/tmp")
     with open(f"{work}/logs/e2e.log", "wb") as log:
         process = subprocess.Popen(
             [f"{programs}/ginkgo", f"--procs={procs}", f"--focus={focus}", f"--skip={SKIP}", "--no-color", "--timeout=6h",
              "--keep-going", "--silence-skips", "--output-dir", work, "--json-report=report.json", f"{programs}/e2e.test", "--",
              "--kubeconfig", kubeconfig, "--host", SERVER, "--provider", "skeleton", "--kubectl-path", f"{programs}/kubectl",
              "--num-nodes", "2", "--node-os-distro", "debian"],
-            stdout=log, stderr=log, cwd=work, start_new_session=True)
+            stdout=log, stderr=log, cwd=work, start_new_session=True, env={**os.environ, "TMPDIR": f"{work}/tmp"})
         try:
             process.wait()
         except KeyboardInterrupt:
