@@ -76,6 +76,8 @@ def agnhost(programs, folder):
     tar.folder("home/user-defined-in-image", owner=(1000, 1000))
     tar.file("etc/passwd", AGNHOST_PASSWD.encode())
     tar.file("etc/group", AGNHOST_GROUP.encode())
+    # A spec reads the name of the real image's distribution.
+    tar.file("etc/os-release", b'NAME="Alpine Linux"\nPRETTY_NAME="stand-in for Alpine Linux"\n')
     for name, data in zip(("localhost.crt", "localhost.key"), certificate(folder)):
         tar.file(name, data)
     tar.file("agnhost", read(f"{programs}/agnhost"), 0o755)
