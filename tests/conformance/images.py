@@ -200,4 +200,5 @@ def main():
         push(url, store, name, manifest)
 
 
-main()
+if __name__ == "__main__":
+    main()

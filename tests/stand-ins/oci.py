@@ -20,6 +20,7 @@ class Store:
     def __init__(self, folder):
         self.folder = folder
         self.names = {}
+        self.layers = {}
         os.makedirs(os.path.join(folder, "blobs"), exist_ok=True)
 
     def put(self, data, media_type):
@@ -28,10 +29,17 @@ class Store:
             file.write(data)
         return {"mediaType": media_type, "digest": "sha256:" + digest, "size": len(data)}
 
+    def layer(self, tar, diff_id, compression):
+        """Puts a layer. One that several images have is compressed once."""
+        key = diff_id, compression
+        if key not in self.layers:
+            compress = {"gzip": gzip_of, "zstd": zstd_of}[compression]
+            self.layers[key] = self.put(compress(tar), f"{OCI}.layer.v1.tar+{compression}")
+        return self.layers[key]
+
     def image(self, name, tars, config, compression="gzip"):
-        compress = {"gzip": gzip_of, "zstd": zstd_of}[compression]
-        layers = [self.put(compress(tar), f"{OCI}.layer.v1.tar+{compression}") for tar in tars]
         diff_ids = ["sha256:" + hashlib.sha256(tar).hexdigest() for tar in tars]
+        layers = [self.layer(tar, diff_id, compression) for tar, diff_id in zip(tars, diff_ids)]
         description = {
             "architecture": ARCH,
             "os": "linux",
