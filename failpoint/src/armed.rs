@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
-/// The environment variable with the folder. `tests/packaging/run` checks that no release has this text.
+/// The environment variable with the folder. `packaging/build` checks that no release has this text.
 const VARIABLE: &str = "BERTH_FAILPOINTS";
 
 /// A test looks at this interval whether a process has arrived, and so does the process whether it may continue.
