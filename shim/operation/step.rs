@@ -52,7 +52,7 @@ impl Step {
         Self { operation, id: "Waiting", name: WAITING }
     }
 
-    /// The operation is done, and nobody has been told.
+    /// The operation is done, and the call is not answered.
     pub(super) const fn answer(operation: &'static str) -> Self {
         Self { operation, id: "Answer", name: "answer" }
     }

@@ -81,7 +81,7 @@ async fn stop_pod(scene: &mut Scene, victim: &Victim, step: Step) {
             let stopped = (PodSandboxState::SandboxNotready, ContainerState::ContainerExited);
             assert_eq!(states, stopped, "{step:?}");
         }
-        // Nobody was told.
+        // The call is not answered: either is right.
         _ => {}
     }
     scene.berth.stop_pod(victim.pod()).await;

@@ -46,11 +46,11 @@ async fn walk(operations: &[&'static str]) {
 
 async fn check(scene: &mut Scene, step: Step, answer: Result<(), Status>) {
     match (step.operation, step.id) {
-        // What ends a pod or a container needs no keeper.
+        // The end of a pod or a container needs no keeper.
         ("StopPodSandbox" | "RemovePodSandbox" | "StopContainer" | "RemoveContainer", _) => answer.unwrap(),
         // The operation is done.
         (_, "Answer") | ("CreateContainer", "Created") | ("StartContainer", "Started") => answer.unwrap(),
-        // What cannot be made does not exist. What was made before the daemon has noticed is lost.
+        // A failed call leaves no object. An object that was made before the daemon has noticed is lost.
         (operation, id) => {
             println!("{operation}.{id}: {answer:?}");
             let (pods, containers) = (scene.pods().await, scene.containers().await);

@@ -1,4 +1,4 @@
-//! The keeper, or the daemon, dies while the keeper is at one of its own steps.
+//! The keeper, or the daemon, dies while the keeper is at a step.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ async fn the_daemon_dies_while_a_keeper_is_at_its_own_step() {
         stopped.release();
         scene.berth.restart().await;
         match victim.pod.as_deref() {
-            // A pod that nobody was told of.
+            // A pod that was not reported to a client.
             None => {
                 assert!(scene.pods().await.is_empty(), "{step:?}");
                 let config = scene.berth.pod_config(&victim.name);

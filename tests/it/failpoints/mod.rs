@@ -1,11 +1,11 @@
-//! The daemon and the keeper of a pod are killed at every step of every operation: no record is lost that a client was told
-//! of, other pods run on, the repeated call succeeds, and nothing is left. Runs as root.
+//! The daemon and the keeper of a pod are killed at every step of every operation: no record is lost that was
+//! reported to a client, other pods run on, the repeated call succeeds, and nothing is left. Runs as root.
 //!
 //! The steps are those of the tables `berth::operation::Step::ALL`, `berth_runtime::keeper_step::KeeperStep::ALL` and
 //! `berth_image::PullStep::ALL`. A step that is not reached fails the test.
 //!
 //! * [`scene`]: a daemon with a pod that must survive, and the failpoints
-//! * [`victim`]: what an operation works on, and its call
+//! * [`victim`]: the pod and the container of an operation, and its call
 //! * [`daemon`]: the daemon dies in an operation on pods and containers; [`checkpoints`], [`pulls`]: in the other ones
 //! * [`keeper`]: the keeper dies in an operation of the daemon
 //! * [`keeper_steps`]: the keeper, or the daemon, dies at a step of the keeper

@@ -18,7 +18,7 @@ async fn the_daemon_dies_in_a_pull() {
     let registry = Registry::start(scene.berth.host_process());
     for step in PullStep::ALL.iter().copied() {
         let name = step.id().to_lowercase();
-        // Each image has a layer of its own, below the one with the programs.
+        // Each image has a separate layer below the one with the programs.
         let own = file(&name);
         let layers = [own, image::layer()].map(|layer| {
             let diff_id = Digest::of(Algorithm::Sha256, &layer);

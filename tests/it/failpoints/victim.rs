@@ -1,4 +1,4 @@
-//! What an operation works on, and its call.
+//! The pod and the container of an operation, and its call.
 
 use berth::operation::Step;
 use berth_proto::v1::*;
