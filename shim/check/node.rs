@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::StatVfsMountFlags;
+
 use super::{Availability, HostFeature};
 use crate::checkpoint::criu;
 use crate::config::{Config, HandlersConfig};
@@ -173,12 +175,14 @@ fn swap(root: &Path) -> HostFeature {
         .fix("swapoff -a && sed -i '/[[:space:]]swap[[:space:]]/s/^/#/' /etc/fstab")
 }
 
-/// Checks the free space and inodes of the disk of a folder, which may not exist yet.
+/// Checks the disk of a folder, which may not exist yet: whether it can be written, its free space and inodes.
 fn disk(folder: &Path) -> Vec<HostFeature> {
     let existing = folder.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/"));
     let (space, inodes) =
         (format!("space of {}", folder.display()), format!("inodes of {}", folder.display()));
-    let rows = match rustix::fs::statvfs(existing) {
+    let found = rustix::fs::statvfs(existing);
+    let read_only = found.as_ref().is_ok_and(|disk| disk.f_flag.contains(StatVfsMountFlags::RDONLY));
+    let mut rows = match found {
         Ok(disk) => {
             let bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
             vec![
@@ -191,9 +195,20 @@ fn disk(folder: &Path) -> Vec<HostFeature> {
             .map(|what| HostFeature::new(what, Availability::Unknown, format!("failed to stat: {errno}")))
             .into(),
     };
-    rows.into_iter()
+    rows = rows
+        .into_iter()
         .map(|row| row.without("the kubelet removes images and evicts pods").fix("berth image prune"))
-        .collect()
+        .collect();
+    if read_only {
+        rows.push(read_only_disk(folder, existing));
+    }
+    rows
+}
+
+fn read_only_disk(folder: &Path, existing: &Path) -> HostFeature {
+    HostFeature::new(format!("{} writable", folder.display()), false, "the filesystem is read-only")
+        .without("new pods, containers and pulls fail")
+        .fix(format!("mount -o remount,rw \"$(findmnt -no TARGET -T {})\"", existing.display()))
 }
 
 fn free(what: String, free: u64, total: u64, least: u64, detail: &str) -> HostFeature {
@@ -333,5 +348,12 @@ mod tests {
         assert_eq!(free(String::new(), 15, 100, 15, "").found, Availability::Yes);
         assert_eq!(free(String::new(), 0, 0, 5, "").found, Availability::Yes, "no limit");
         assert!(disk(Path::new("/nonexistent/folder")).iter().all(|row| row.found != Availability::Unknown));
+    }
+
+    #[test]
+    fn a_read_only_disk_has_the_command_that_fixes_it() {
+        let row = read_only_disk(Path::new("/var/lib/berth"), Path::new("/var/lib"));
+        assert_eq!(row.hint(), Some("mount -o remount,rw \"$(findmnt -no TARGET -T /var/lib)\""));
+        assert_eq!(row.found, Availability::No);
     }
 }

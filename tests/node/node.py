@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from disk import Disk
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 # An emulated machine beside other work boots slowly. A test fails by its result, not by its speed.
 BOOT_SECONDS = 900
@@ -22,10 +24,14 @@ class CommandFailed(Exception):
 class Node:
     """One machine with one disk. The disk outlives reboots and power cuts."""
 
-    def __init__(self, folder, files, memory=3072):
-        """`files` maps paths in the node to files of this host, or to bytes."""
+    def __init__(self, folder, files, memory=3072, cpus=2, chance=None):
+        """`files` maps paths in the node to files of this host, or to bytes. With `chance`, the disk has a volatile write cache, of
+        which a power cut loses a random part; without, a power cut loses only what the node's kernel has not written."""
         self.folder = folder
         self.memory = memory
+        self.cpus = cpus
+        self.chance = chance
+        self.cached_disk = None
         self.qemu = None
         self.port = None
         self.boots = 0
@@ -65,10 +71,11 @@ class Node:
         self.boots += 1
         self.console = os.path.join(self.folder, f"console-{self.boots}")
         self.qemu = subprocess.Popen(
-            ["qemu-system-x86_64", *accelerate, "-smp", "2", "-m", str(self.memory), "-display", "none", "-nic", "none",
-             "-no-reboot", "-drive", f"file={self.disk},if=virtio,format=raw,cache=writeback",
+            ["qemu-system-x86_64", *accelerate, "-smp", str(self.cpus), "-m", str(self.memory), "-display", "none", "-nic", "none",
+             "-no-reboot", "-drive", f"file={self._drive()},if=virtio,format=raw,cache=writeback",
              "-kernel", os.path.join(self.image, "vmlinuz"), "-initrd", os.path.join(self.image, "initramfs"),
-             "-append", f"console=ttyS0 quiet panic=-1 watchdog_thresh=60 systemd.show_status=0 {append}",
+             "-append", f"console=ttyS0 quiet panic=-1 mitigations=off watchdog_thresh=60 systemd.show_status=0 "
+             f"systemd.default_timeout_start_sec={BOOT_SECONDS} {append}",
              "-serial", f"file:{self.console}", "-serial", f"unix:{control},server=on,wait=off"],
             stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + BOOT_SECONDS
@@ -80,6 +87,13 @@ class Node:
         self.buffer = b""
         while b"node-agent ready" not in self._line(deadline):
             pass
+
+    def _drive(self):
+        if self.chance is None:
+            return self.disk
+        socket_path = os.path.join(self.folder, f"disk-{self.boots}")
+        self.cached_disk = Disk(self.disk, socket_path, self.chance)
+        return "nbd+unix:///?socket=" + socket_path
 
     def _alive(self):
         if self.qemu.poll() is not None:
@@ -141,12 +155,16 @@ class Node:
         """Waits until the machine is off, after poweroff or reboot."""
         self.qemu.wait(seconds)
         self.port.close()
+        if self.cached_disk is not None:
+            self.cached_disk.close()
 
     def cut_power(self):
-        """Ends the machine at once. Data that it had not written to its disk is lost."""
+        """Ends the machine at once. What it had not written to its disk is lost. Returns the number of lost blocks of the disk's
+        cache, and of all blocks in it."""
         self.qemu.send_signal(signal.SIGKILL)
         self.qemu.wait()
         self.port.close()
+        return self.cached_disk.cut() if self.cached_disk is not None else (0, 0)
 
     def close(self):
         if self.qemu is not None and self.qemu.poll() is None:
