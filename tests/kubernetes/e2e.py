@@ -18,8 +18,10 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 SOURCES = ["e2e_images.py", "../conformance/images.py", "../stand-ins/oci.py"]
 # Features are not part of the conformance of a cluster. Serial specs expect to be alone. The slow specs of nodes resize pods, which
 # the kubelet does not support on cgroup v1, or wait for minutes.
+SERIAL = r"\[Serial\]"
+SERIAL_FOCUS = r"\[Conformance\].*\[Serial\]"
 FOCUS = r"\[NodeConformance\]|\[Conformance\]"
-SKIP = r"\[Serial\]|\[Disruptive\]|\[Flaky\]|\[Feature:|\[NodeConformance\] \[Slow\]"
+SKIP = r"\[Disruptive\]|\[Flaky\]|\[Feature:|\[NodeConformance\] \[Slow\]"
 
 
 def stand_ins(work, cache, programs, busybox):
@@ -46,23 +48,22 @@ def stand_ins(work, cache, programs, busybox):
     return folder
 
 
-def listed(programs, work, focus):
+def listed(programs, work, focus, skip):
     """The names of the specs that would run."""
     report = f"{work}/list.json"
-    run(f"{programs}/e2e.test", "--ginkgo.dry-run", "--ginkgo.focus", focus, "--ginkgo.skip", SKIP, "--ginkgo.json-report", report,
+    run(f"{programs}/e2e.test", "--ginkgo.dry-run", "--ginkgo.focus", focus, "--ginkgo.skip", skip, "--ginkgo.json-report", report,
         "--kubeconfig", "/nonexistent", "--provider", "skeleton",
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return specs.read(report)
 
 
-def run_specs(programs, work, kubeconfig, focus):
+def run_specs(programs, work, kubeconfig, focus, skip, procs):
     """Runs the specs and returns the path of the report, or none if there is none."""
-    procs = os.environ.get("BERTH_E2E_PROCS", "4")
     # Some specs leave files.
     os.makedirs(f"{work}/tmp")
     with open(f"{work}/logs/e2e.log", "wb") as log:
         process = subprocess.Popen(
-            [f"{programs}/ginkgo", f"--procs={procs}", f"--focus={focus}", f"--skip={SKIP}", "--no-color", "--timeout=6h",
+            [f"{programs}/ginkgo", f"--procs={procs}", f"--focus={focus}", f"--skip={skip}", "--no-color", "--timeout=6h",
              "--keep-going", "--silence-skips", "--output-dir", work, "--json-report=report.json", f"{programs}/e2e.test", "--",
              "--kubeconfig", kubeconfig, "--host", SERVER, "--provider", "skeleton", "--kubectl-path", f"{programs}/kubectl",
              "--num-nodes", "2", "--node-os-distro", "debian"],
@@ -104,13 +105,15 @@ def save_logs(work, folder):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--focus")
-    for option in ["list", "record", "keep"]:
+    for option in ["list", "record", "keep", "serial"]:
         parser.add_argument(f"--{option}", action="store_true")
     options = parser.parse_args()
     work, programs = os.environ["work"], os.environ["programs"]
-    focus = options.focus or FOCUS
+    focus = options.focus or (SERIAL_FOCUS if options.serial else FOCUS)
+    skip = SKIP if options.serial else f"{SERIAL}|{SKIP}"
+    procs = "1" if options.serial else os.environ.get("BERTH_E2E_PROCS", "4")
     if options.list:
-        print("\n".join(sorted(listed(programs, work, focus).planned)))
+        print("\n".join(sorted(listed(programs, work, focus, skip).planned)))
         return 0
     signal.signal(signal.SIGTERM, interrupted)
     run("ip", "link", "set", "lo", "up")
@@ -122,8 +125,10 @@ def main():
         print(f"the cluster is ready after {time.monotonic() - started:.0f} s", flush=True)
         status = 0
         if focus != "-":
-            report = run_specs(programs, work, cluster.admin, focus)
-            status = specs.report(report, HERE, record=options.record, focused=bool(options.focus)) if report else 1
+            report = run_specs(programs, work, cluster.admin, focus, skip, procs)
+            status = 1
+            if report:
+                status = specs.report(report, HERE, record=options.record, focused=bool(options.focus), serial=options.serial)
         if options.keep:
             keep(cluster)
     except KeyboardInterrupt:

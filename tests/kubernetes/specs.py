@@ -52,8 +52,8 @@ def tail(path, lines=40):
         return "".join(file.readlines()[-lines:])
 
 
-def report(path, folder, *, record, focused):
-    """Prints the result and returns the exit code."""
+def report(path, folder, *, record, focused, serial):
+    """Prints the result and returns the exit code. If the run was not `focused`, all serial specs of the list ran, or all others."""
     outcome = read(path)
     must, known = names(f"{folder}/must-pass.txt"), names(f"{folder}/known.txt")
     for name, why in sorted(outcome.failed.items()):
@@ -65,6 +65,7 @@ def report(path, folder, *, record, focused):
         must |= outcome.passed
         with open(f"{folder}/must-pass.txt", "w", encoding="utf-8") as file:
             file.write(HEAD + "".join(name + "\n" for name in sorted(must)))
+    must = {name for name in must if ("[Serial]" in name) == serial}
     missing = set() if focused else must - outcome.passed - set(outcome.failed)
     for name in sorted(missing):
         print(f"did not run (MUST PASS): {name}")
