@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use berth_runtime::sys::process::close_on_exec_from;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::error::{Error, Result};
+
+/// The first descriptor after the standard streams.
+const FIRST_DESCRIPTOR: u32 = 3;
 
 /// The version of the OCI runtime specification. podman reads it from the output of `--version`.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\nspec: ", "1.2.0");
@@ -96,6 +100,21 @@ pub(crate) enum Command {
     Spec(Spec),
 }
 
+impl Command {
+    /// Sets the close-on-exec flag of the caller's descriptors, except for those that the container gets.
+    pub(crate) fn keep_descriptors(&self) -> Result<()> {
+        let handover = match self {
+            Self::Create(create) => Some(&create.handover),
+            Self::Run(run) => Some(&run.create.handover),
+            Self::Exec(exec) => Some(&exec.handover),
+            _ => None,
+        };
+        let preserved = handover.map_or(0, |handover| handover.preserve_fds);
+        handover.map_or(Ok(()), Handover::check_descriptors)?;
+        Ok(close_on_exec_from(FIRST_DESCRIPTOR.saturating_add(preserved))?)
+    }
+}
+
 /// The id of a container.
 #[derive(Debug, Args)]
 pub(crate) struct Id {
@@ -112,17 +131,25 @@ pub(crate) struct Handover {
     /// Write the pid of the process to this file
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Pass this number of further descriptors: only 0 is supported
+    /// Pass this number of descriptors after the standard streams
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    preserve_fds: u32,
+    pub(crate) preserve_fds: u32,
 }
 
 impl Handover {
-    /// Rejects flags that are not supported.
-    pub(crate) fn check(&self) -> Result<()> {
-        match self.preserve_fds {
-            0 => Ok(()),
-            _ => Err(Error::Unsupported("--preserve-fds".to_owned())),
+    /// Checks that the descriptors are open. In place of one that is not, the container would get one of this process.
+    fn check_descriptors(&self) -> Result<()> {
+        let is_open = |number: u32| {
+            let path = format!("/proc/self/fd/{number}");
+            std::fs::symlink_metadata(path).is_ok()
+        };
+        let end = FIRST_DESCRIPTOR.saturating_add(self.preserve_fds);
+        match (FIRST_DESCRIPTOR..end).find(|number| !is_open(*number)) {
+            Some(number) => {
+                let why = format!("descriptor {number} is not open");
+                Err(Error::Invalid { field: "--preserve-fds", why })
+            }
+            None => Ok(()),
         }
     }
 }
@@ -211,6 +238,9 @@ pub(crate) struct Exec {
     pub(crate) detach: bool,
     #[command(flatten)]
     pub(crate) handover: Handover,
+    /// Run in an existing cgroup below the container's: [<controller>:]<cgroup>
+    #[arg(long, value_name = "CGROUP")]
+    pub(crate) cgroup: Vec<String>,
     /// Allow an exec in a paused container, where it waits
     #[arg(long)]
     pub(crate) ignore_paused: bool,

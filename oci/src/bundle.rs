@@ -15,7 +15,6 @@ const UNSUPPORTED: &[&str] = &[
     "/process/execCPUAffinity",
     "/linux/personality",
     "/linux/intelRdt",
-    "/linux/timeOffsets",
     "/linux/memoryPolicy",
     "/linux/netDevices",
     "/linux/resources/blockIO",
@@ -57,6 +56,8 @@ pub(crate) struct Bundle {
     /// The absolute path of the root filesystem.
     pub(crate) rootfs: PathBuf,
     pub(crate) spec: Spec,
+    /// The spec as it was read.
+    pub(crate) text: Vec<u8>,
 }
 
 impl Bundle {
@@ -73,7 +74,7 @@ impl Bundle {
         let rootfs = rootfs.canonicalize().at("find the root filesystem", &rootfs)?;
         resolve_sources(&mut spec, &folder);
         allow_default_devices(&mut spec);
-        Ok(Self { folder, rootfs, spec })
+        Ok(Self { folder, rootfs, spec, text })
     }
 }
 
@@ -95,7 +96,7 @@ fn check(json: &Value) -> Result<()> {
         let kind = namespace.get("type").and_then(Value::as_str).unwrap_or_default();
         let has_path = namespace.get("path").and_then(Value::as_str).is_some_and(|path| !path.is_empty());
         match (kind, has_path) {
-            ("network" | "ipc" | "uts" | "pid", _) | ("mount" | "cgroup", false) => {}
+            ("network" | "ipc" | "uts" | "pid" | "user" | "time", _) | ("mount" | "cgroup", false) => {}
             (kind, true) => return Err(Error::Unsupported(format!("a {kind} namespace by its path"))),
             (kind, false) => return Err(Error::Unsupported(format!("a {kind} namespace"))),
         }
@@ -165,7 +166,7 @@ mod tests {
             (serde_json::json!({ "linux": { "resources": { "cpu": { "idle": 1 } } } }), "cpu.idle"),
             (serde_json::json!({ "ociVersion": "0.5.0" }), "0.5.0"),
             (serde_json::json!({ "linux": { "intelRdt": { "closID": "a" } } }), "linux.intelRdt"),
-            (serde_json::json!({ "linux": { "namespaces": [{ "type": "user" }] } }), "user namespace"),
+            (serde_json::json!({ "linux": { "namespaces": [{ "type": "other" }] } }), "a other namespace"),
             (
                 serde_json::json!({ "linux": { "namespaces": [{ "type": "mount", "path": "/x" }] } }),
                 "by its path",

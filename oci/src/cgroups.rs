@@ -1,6 +1,6 @@
 //! The cgroup that a spec names (OCI runtime specification, "Cgroups Path").
 
-use std::path::Path;
+use std::path::{Component, Path};
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 
@@ -28,6 +28,26 @@ pub(crate) fn check_unused(path: &CgroupPath) -> Result<()> {
         true => Ok(()),
         false => Err(invalid(path, "has processes")),
     }
+}
+
+/// Returns the cgroup of an exec: the container's, or one below it for all or some controllers.
+pub(crate) fn of_exec(container: Cgroup, requested: &[String]) -> Result<Cgroup> {
+    let mut cgroup = container;
+    for text in requested {
+        let (controllers, path) = match text.split_once(':') {
+            Some((controllers, path)) => (controllers.split(',').map(Some).collect(), path),
+            None => (vec![None], text.as_str()),
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        if path.components().any(|part| !matches!(part, Component::Normal(_))) {
+            let why = format!("{text:?} is not below the container's cgroup");
+            return Err(Error::Invalid { field: "--cgroup", why });
+        }
+        for controller in controllers {
+            cgroup = cgroup.below(controller, path)?;
+        }
+    }
+    Ok(cgroup)
 }
 
 fn invalid(path: &CgroupPath, why: &str) -> Error {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath};
 use berth_runtime::hooks;
-use berth_runtime::plan::HookKind;
+use berth_runtime::plan::{HookKind, Hooks};
 use berth_runtime::sys::keys::KeyringName;
 
 use crate::arguments::{Create, Global};
@@ -12,27 +12,40 @@ use crate::bundle::Bundle;
 use crate::cgroups;
 use crate::console;
 use crate::error::{At, Error, Result};
-use crate::launch::{Launch, Launched};
+use crate::launch::{self, Launch, Launched};
 use crate::log;
 use crate::store::{Container, Record, Store, hierarchies, start_time};
 
 /// Runs the command.
 pub(crate) fn run(global: &Global, store: &Store, arguments: &Create) -> Result<()> {
-    create(global, store, arguments, true).map(drop)
+    create(global, store, arguments, Start::ByCommand).map(drop)
+}
+
+/// The way in which a created container is started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// By the command `start`, which connects to a socket.
+    ByCommand,
+    /// By this process, which then ends or waits for the container in the foreground.
+    ByThis { detached: bool },
+}
+
+/// A container whose first process waits for the start.
+#[derive(Debug)]
+pub(crate) struct Created {
+    pub(crate) container: Container,
+    pub(crate) launched: Launched,
+    pub(crate) hooks: Option<Hooks>,
 }
 
 /// Creates a container. If it fails, nothing is left.
-pub(crate) fn create(
-    global: &Global,
-    store: &Store,
-    arguments: &Create,
-    detached: bool,
-) -> Result<(Container, Launched)> {
+pub(crate) fn create(global: &Global, store: &Store, arguments: &Create, start: Start) -> Result<Created> {
     store.check_new(&arguments.id)?;
     check(arguments)?;
     let bundle = Bundle::read(&arguments.bundle)?;
     let process = bundle.spec.process().as_ref();
     let terminal = process.and_then(|process| process.terminal()).unwrap_or(false);
+    let detached = start != Start::ByThis { detached: false };
     console::check(terminal, detached, arguments.handover.console_socket.as_deref())?;
     let linux = bundle.spec.linux().as_ref();
     let cgroup = cgroups::path(linux.and_then(|linux| linux.cgroups_path().as_deref()), &arguments.id)?;
@@ -50,9 +63,9 @@ pub(crate) fn create(
         keyring: KeyringName::new()?.secret(),
     };
     let mut container = store.create(record)?;
-    let made = make(&mut container, &bundle, &cgroup, arguments);
+    let made = make(&mut container, &bundle, &cgroup, arguments, start);
     match made {
-        Ok(launched) => Ok((container, launched)),
+        Ok((launched, hooks)) => Ok(Created { container, launched, hooks }),
         Err(error) => {
             undo(global, &container);
             Err(error)
@@ -61,7 +74,6 @@ pub(crate) fn create(
 }
 
 fn check(arguments: &Create) -> Result<()> {
-    arguments.handover.check()?;
     for (set, flag) in [(arguments.no_pivot, "--no-pivot"), (arguments.no_new_keyring, "--no-new-keyring")] {
         if set {
             return Err(Error::Unsupported(flag.to_owned()));
@@ -75,12 +87,13 @@ fn make(
     bundle: &Bundle,
     path: &CgroupPath,
     arguments: &Create,
-) -> Result<Launched> {
-    container.keep_spec(&bundle.spec)?;
+    start: Start,
+) -> Result<(Launched, Option<Hooks>)> {
+    container.keep_spec(&bundle.text)?;
     let hierarchies = hierarchies()?;
     let resources = bundle.spec.linux().as_ref().and_then(|linux| linux.resources().clone());
     let cgroup = Cgroup::create(&hierarchies, path, &resources.unwrap_or_default())?;
-    let launch = Launch::compile(bundle, container, &hierarchies, &cgroup)?;
+    let launch = Launch::compile(bundle, container, &hierarchies, &cgroup, arguments.handover.preserve_fds)?;
     let launched = match launch.start(container, arguments.handover.console_socket.as_deref()) {
         Ok(launched) => launched,
         Err(error) => {
@@ -91,11 +104,16 @@ fn make(
             return Err(error);
         }
     };
-    let recorded = record_process(container, &launched, arguments.handover.pid_file.as_deref());
-    if recorded.is_err() {
+    let waits = match start {
+        Start::ByCommand => launch::hand_over(&launched.process, &container.folder),
+        Start::ByThis { .. } => Ok(()),
+    };
+    let pid_file = arguments.handover.pid_file.as_deref();
+    if let Err(error) = waits.and_then(|()| record_process(container, &launched, pid_file)) {
         launched.process.kill();
+        return Err(error);
     }
-    recorded.map(|()| launched)
+    Ok((launched, launch.plan.hooks))
 }
 
 fn record_process(container: &mut Container, launched: &Launched, pid_file: Option<&Path>) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `delete`: removes a container that has ended.
 
 use berth_runtime::hooks;
-use berth_runtime::plan::HookKind;
+use berth_runtime::plan::{HookKind, Hooks};
 
 use crate::arguments::{Delete, Global};
 use crate::error::{Error, Result};
@@ -21,22 +21,22 @@ pub(crate) fn run(global: &Global, store: &Store, arguments: &Delete) -> Result<
         _ if arguments.force => {}
         other => return Err(Error::State { id: container.record.id, state: other.name() }),
     }
-    delete(global, &container)
+    // A creation that was interrupted has no spec.
+    let plan = hooks_of(&container).unwrap_or_else(|error| {
+        log::warning(global, &error.to_string());
+        None
+    });
+    delete(global, &container, plan.as_ref())
 }
 
 /// Kills what is left of a container, runs its `poststop` hooks and removes it. A hook that fails is logged (OCI runtime
 /// specification, "Lifecycle").
-pub(crate) fn delete(global: &Global, container: &Container) -> Result<()> {
+pub(crate) fn delete(global: &Global, container: &Container, plan: Option<&Hooks>) -> Result<()> {
     container.cgroup()?.release()?;
-    match hooks_of(container) {
-        Ok(Some(plan)) => {
-            if let Err(failure) = hooks::run(&plan, HookKind::Poststop, 0, None) {
-                log::warning(global, &format!("poststop: {failure}"));
-            }
-        }
-        Ok(None) => {}
-        // A creation that was interrupted has no spec.
-        Err(error) => log::warning(global, &error.to_string()),
+    if let Some(plan) = plan
+        && let Err(failure) = hooks::run(plan, HookKind::Poststop, 0, None)
+    {
+        log::warning(global, &format!("poststop: {failure}"));
     }
     container.remove_folder()
 }

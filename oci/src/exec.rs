@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 
-use berth_runtime::compile::{FdList, compile_process};
+use berth_runtime::compile::{FdList, compile_process, compile_users};
 use berth_runtime::init::exec;
 use berth_runtime::init::{Descriptors, Gate, Streams};
 use berth_runtime::plan::ExecPlan;
@@ -16,16 +16,17 @@ use oci_spec::runtime::{Capability, Process, Spec};
 use rustix::stdio;
 
 use crate::arguments::Exec;
+use crate::cgroups;
 use crate::child::{FirstProcess, Progress};
 use crate::console;
 use crate::create::write_pid;
 use crate::error::{At, Error, Result};
 use crate::foreground::{self, Signals};
+use crate::namespaces::{self, Clocks};
 use crate::store::{Container, Status, Store};
 
 /// Runs the command. Returns the exit code of the process.
 pub(crate) fn run(store: &Store, arguments: &Exec) -> Result<u8> {
-    arguments.handover.check()?;
     let container = store.find(&arguments.id)?;
     match container.status()? {
         Status::Running | Status::Created => {}
@@ -37,7 +38,7 @@ pub(crate) fn run(store: &Store, arguments: &Exec) -> Result<u8> {
     let process = process(&spec, arguments)?;
     let terminal = process.terminal().unwrap_or(false);
     console::check(terminal, arguments.detach, arguments.handover.console_socket.as_deref())?;
-    let (mut child, plan) = clone_process(&container, &spec, &process)?;
+    let (mut child, plan) = clone_process(&container, &spec, &process, arguments)?;
     let master = match accompany(&mut child, arguments, &plan) {
         Ok(master) => master,
         Err(error) => {
@@ -134,7 +135,12 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> Result<()> {
     Ok(())
 }
 
-fn clone_process(container: &Container, spec: &Spec, process: &Process) -> Result<(FirstProcess, ExecPlan)> {
+fn clone_process(
+    container: &Container,
+    spec: &Spec,
+    process: &Process,
+    arguments: &Exec,
+) -> Result<(FirstProcess, ExecPlan)> {
     let mut list = FdList::default();
     let mut compiled = compile_process(process)?;
     let profile = spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref());
@@ -142,11 +148,12 @@ fn clone_process(container: &Container, spec: &Spec, process: &Process) -> Resul
         compiled.seccomp = Some(list.push_filter(&seccomp::compile(profile)?)?);
     }
     let tty = process.terminal().unwrap_or(false);
-    let cgroup = list.push_cgroup(container.cgroup()?.join()?);
+    let cgroup = cgroups::of_exec(container.cgroup()?, &arguments.cgroup)?;
+    let cgroup = list.push_cgroup(cgroup.join()?);
     let plan = ExecPlan {
         process: compiled,
         cgroup,
-        userns: None,
+        userns: compile_users(spec).filter(|_| namespaces::has_users(spec)),
         stdin: None,
         stdout: None,
         stderr: None,
@@ -162,6 +169,8 @@ fn clone_process(container: &Container, spec: &Spec, process: &Process) -> Resul
     let pair = socket::pair()?;
     // The process continues as another one in the container's PID namespace.
     socket::report_senders(pair.0.as_fd(), true)?;
+    let clocks = Clocks::of_process(container.record.pid)?;
+    let own_clocks = clocks.as_ref().map(Clocks::enter).transpose()?;
     let (child, gate) = spawn(Namespaces::NONE, directory, pair, |socket, single| {
         let streams = match tty {
             true => Streams { stdin: None, stdout: None, stderr: None },
@@ -181,9 +190,11 @@ fn clone_process(container: &Container, spec: &Spec, process: &Process) -> Resul
             proc: &proc,
             streams,
             gate,
+            preserved: arguments.handover.preserve_fds,
             single,
         })
     })?;
+    drop(own_clocks);
     Ok((FirstProcess::new(child, gate), plan))
 }
 

@@ -64,7 +64,7 @@ fn features() -> Value {
         "hooks": HookKind::ALL.map(HookKind::name),
         "mountOptions": MOUNT_OPTIONS.to_vec(),
         "linux": {
-            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "uts"],
+            "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
             "seccomp": {
                 "enabled": true,

@@ -1,15 +1,14 @@
 //! Clones the first process of a container, and accompanies it until it waits for the start.
 
-use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use berth_runtime::cgroup::Cgroup;
 use berth_runtime::compile::{self, FdList, PlanInput, PodNamespaces, compile_container};
 use berth_runtime::hooks;
 use berth_runtime::init::container::{self, JoinTargets};
 use berth_runtime::init::{Descriptors, Gate, HANDOVER, HOOKED, Streams};
+use berth_runtime::path::Root;
 use berth_runtime::plan::{ContainerPlan, HookKind, PidNamespace, StdioPlan};
 use berth_runtime::procfs::Proc;
 use berth_runtime::sys::keys::KeyringName;
@@ -17,14 +16,14 @@ use berth_runtime::sys::namespaces::Namespaces;
 use berth_runtime::sys::{mount, socket, spawn::spawn};
 use berth_runtime::wire::InitFailure;
 use berth_runtime::{cgroup::Hierarchies, seccomp};
-use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::stdio;
 
 use crate::bundle::Bundle;
 use crate::child::{FirstProcess, Progress, vanished};
 use crate::console;
-use crate::error::{At, Error, Result};
+use crate::error::{Error, Result};
+use crate::mounts;
+use crate::namespaces::{self, Clocks};
 use crate::store::{Container, GATE};
 
 /// The plan of a container and what belongs to it.
@@ -34,6 +33,12 @@ pub(crate) struct Launch {
     descriptors: Vec<OwnedFd>,
     /// A process whose PID namespace the container joins.
     pid_target: Option<OwnedFd>,
+    /// The user namespace that the container joins.
+    users: Option<OwnedFd>,
+    /// The clocks of the container.
+    clocks: Option<Clocks>,
+    /// The number of the caller's descriptors that the container gets.
+    preserved: u32,
 }
 
 impl Launch {
@@ -43,6 +48,7 @@ impl Launch {
         container: &Container,
         hierarchies: &Hierarchies,
         cgroup: &Cgroup,
+        preserved: u32,
     ) -> Result<Self> {
         let mut spec = bundle.spec.clone();
         let mut descriptors = FdList::default();
@@ -50,10 +56,15 @@ impl Launch {
         // The clone of a shared mount is its peer: mounts of the container would appear on the host, and pivot_root(2)
         // would fail.
         mount::set_attributes(rootfs.as_fd(), 0, 0, mount::PRIVATE, true)?;
+        let cgroup_namespace = compile::has_cgroup_namespace(&spec);
+        mounts::adapt(&mut spec, &Root::new(mount::same_place(rootfs.as_fd())?), cgroup, cgroup_namespace)?;
         let rootfs = descriptors.push(rootfs);
         let cgroup = descriptors.push_cgroup(cgroup.join()?);
-        let pid_target = take_pid_target(&mut spec)?;
-        let namespaces = open_namespaces(&spec)?
+        let pid_target = namespaces::take_pid_target(&mut spec)?;
+        let ids = compile::compile_users(&spec).filter(|_| namespaces::has_users(&spec));
+        let users = namespaces::take_users(&mut spec, ids.as_ref())?;
+        let clocks = Clocks::of(&spec)?;
+        let namespaces = namespaces::open(&spec)?
             .into_iter()
             .map(|(path, namespace)| (path, descriptors.push(namespace)))
             .collect();
@@ -72,17 +83,16 @@ impl Launch {
             pid_target: pid_target.is_some().then(|| "of the spec".to_owned()),
             id: &container.record.id,
             bundle: &bundle.folder,
-            // No process has this pid, so no path of the spec is one of a pod.
-            pod: PodNamespaces { pause_pid: 0 },
+            pod: PodNamespaces { pause_pid: namespaces::NOBODY },
             hierarchies,
             stdio: StdioPlan { tty: terminal, ..StdioPlan::default() },
             rootfs,
             cgroup,
             directories: Vec::new(),
-            users: None,
+            users: ids,
             device_sources: Default::default(),
             mount_label: mount_label.filter(|label| !label.is_empty()),
-            cgroup_namespace: compile::has_cgroup_namespace(&spec),
+            cgroup_namespace,
             trees: Default::default(),
             namespaces,
         };
@@ -93,11 +103,10 @@ impl Launch {
             filter.early = false;
             plan.process.seccomp = Some(filter);
         }
-        Ok(Self { plan, descriptors: descriptors.into_owned(), pid_target })
+        Ok(Self { plan, descriptors: descriptors.into_owned(), pid_target, users, clocks, preserved })
     }
 
-    /// Clones the first process and runs the hooks of the host. When it returns, the process waits for a connection to
-    /// the socket in the container's folder.
+    /// Clones the first process and runs the hooks of the host. When it returns, the process waits for the start.
     pub(crate) fn start(&self, container: &Container, console_socket: Option<&Path>) -> Result<Launched> {
         let failed = |failure: InitFailure| Error::Container {
             action: "create",
@@ -106,10 +115,7 @@ impl Launch {
         };
         let mut process = self.clone_process(container)?;
         match self.accompany(&mut process, console_socket, &failed) {
-            Ok(terminal) => {
-                hand_over(&process, &container.folder)?;
-                Ok(Launched { process, terminal })
-            }
+            Ok(terminal) => Ok(Launched { process, terminal }),
             Err(error) => {
                 process.kill();
                 Err(error)
@@ -122,14 +128,20 @@ impl Launch {
         let descriptors = Descriptors(&self.descriptors);
         let proc = Proc::mount()?;
         let keyring = KeyringName::from_secret(&container.record.keyring);
-        let namespaces = if plan.pid == PidNamespace::New { Namespaces::PID } else { Namespaces::NONE };
+        // In a user namespace the process clones another one, so that the PID namespace belongs to it.
+        let clones_directly = plan.pid == PidNamespace::New && self.users.is_none();
+        let namespaces = if clones_directly { Namespaces::PID } else { Namespaces::NONE };
         let cgroup = plan.cgroup.directory.map(|slot| descriptors.get(slot)).transpose()?;
         let pair = socket::pair()?;
-        if self.pid_target.is_some() {
+        if self.pid_target.is_some() || (plan.pid == PidNamespace::New && !clones_directly) {
             socket::report_senders(pair.0.as_fd(), true)?;
         }
-        let joined =
-            JoinTargets { pause: None, userns: None, pid_target: self.pid_target.as_ref().map(AsFd::as_fd) };
+        let joined = JoinTargets {
+            pause: None,
+            userns: self.users.as_ref().map(AsFd::as_fd),
+            pid_target: self.pid_target.as_ref().map(AsFd::as_fd),
+        };
+        let own_clocks = self.clocks.as_ref().map(Clocks::enter).transpose()?;
         let (child, gate) = spawn(namespaces, cgroup, pair, |socket, single| {
             let own = (!plan.stdio.tty).then(|| [stdio::stdin(), stdio::stdout(), stdio::stderr()]);
             let streams = match own {
@@ -147,9 +159,12 @@ impl Launch {
                 proc: &proc,
                 streams,
                 gate,
+                preserved: self.preserved,
                 single,
             })
         })?;
+        // Hooks have the clocks of the host.
+        drop(own_clocks);
         Ok(FirstProcess::new(child, gate))
     }
 
@@ -193,52 +208,9 @@ pub(crate) struct Launched {
 }
 
 /// Passes the process the socket at which `start` will connect. From then on, this process may end.
-fn hand_over(process: &FirstProcess, folder: &Path) -> Result<()> {
+pub(crate) fn hand_over(process: &FirstProcess, folder: &Path) -> Result<()> {
     let listener = socket::listen(folder, GATE)?;
     rustix::io::ioctl_fionbio(&listener, false)
         .map_err(|errno| Error::Io { action: "use the gate's socket", source: errno.into() })?;
     Ok(socket::send(process.gate.as_fd(), &[HANDOVER], &[listener.as_fd()])?)
-}
-
-fn namespaces_of(spec: &Spec) -> impl Iterator<Item = &LinuxNamespace> {
-    spec.linux().iter().flat_map(|linux| linux.namespaces().iter().flatten())
-}
-
-/// Opens the namespaces that the spec names by path.
-fn open_namespaces(spec: &Spec) -> Result<Vec<(PathBuf, OwnedFd)>> {
-    let paths = namespaces_of(spec).filter_map(|namespace| namespace.path().clone());
-    paths
-        .map(|path| {
-            let file = fs::File::open(&path).at("open namespace", &path)?;
-            Ok((path, file.into()))
-        })
-        .collect()
-}
-
-/// Removes the PID namespace from the spec if it has a path. Returns a process in it, unless it is this process's.
-fn take_pid_target(spec: &mut Spec) -> Result<Option<OwnedFd>> {
-    let is_joined =
-        |namespace: &LinuxNamespace| namespace.typ() == LinuxNamespaceType::Pid && namespace.path().is_some();
-    let Some(path) =
-        namespaces_of(spec).find(|namespace| is_joined(namespace)).and_then(|n| n.path().clone())
-    else {
-        return Ok(None);
-    };
-    if let Some(linux) = spec.linux_mut() {
-        let others = linux.namespaces().iter().flatten().filter(|namespace| !is_joined(namespace)).cloned();
-        let others: Vec<_> = others.collect();
-        linux.set_namespaces(Some(others));
-    }
-    let inode = fs::metadata(&path).at("open namespace", &path)?.ino();
-    let of = |pid: &str| fs::metadata(format!("/proc/{pid}/ns/pid")).ok().map(|stat| stat.ino());
-    if of("self") == Some(inode) {
-        return Ok(None);
-    }
-    // A process that may end first is not a good choice: the lowest pid is the namespace's first process.
-    let entries = fs::read_dir("/proc").at("read", Path::new("/proc"))?.flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let found = pids.filter(|pid| of(&pid.to_string()) == Some(inode)).min();
-    let pidfd = found.and_then(Pid::from_raw).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
-    let why = "no process is in the PID namespace".to_owned();
-    pidfd.map(Some).ok_or(Error::Invalid { field: "linux.namespaces", why })
 }

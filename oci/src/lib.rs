@@ -8,7 +8,8 @@
 //! * [`arguments`]: the command line; [`log`]: the log file in which callers look for errors; [`error`]: errors
 //! * [`store`]: the folders of containers; [`bundle`]: the spec of a bundle; [`cgroups`]: the cgroup that a spec names
 //! * [`child`]: reports of a first process; [`launch`]: clones a container's first process; [`console`]: terminals;
-//!   [`foreground`]: waits for a process
+//!   [`foreground`]: waits for a process; [`namespaces`]: namespaces by their path, users and clocks; [`mounts`]: mounts
+//!   that are carried out by others
 //! * [`protect`]: protects the program from its containers
 //! * the other modules: one per command
 //! * [`delete`]: `berth oci delete`
@@ -38,6 +39,8 @@ mod foreground;
 mod kill;
 mod launch;
 mod log;
+mod mounts;
+mod namespaces;
 mod pause;
 mod protect;
 mod ps;
@@ -57,23 +60,28 @@ use arguments::{Arguments, Command, Global};
 use error::Result;
 use store::Store;
 
+/// The commands that clone a process into a container.
+const CLONING: [&str; 3] = ["create", "run", "exec"];
+
 /// The exit code of an exec that could not be started, as in runc.
 const EXEC_FAILED: u8 = 255;
 
 /// Runs the command with these arguments, without the program's name.
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let program = OsString::from("berth-oci");
-    let Arguments { global, command } =
-        match Arguments::try_parse_from([program].into_iter().chain(arguments)) {
-            Ok(arguments) => arguments,
-            Err(error) => {
-                // If standard error is closed, nobody reads the message.
-                drop(error.print());
-                return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
-            }
-        };
+    let arguments: Vec<OsString> = [OsString::from("berth-oci")].into_iter().chain(arguments).collect();
+    // The program starts twice, so the first start must be short: it looks for the name of a command anywhere.
+    let clones = |argument: &OsString| CLONING.iter().any(|name| argument == name);
+    let sealed = if arguments.iter().any(clones) { protect::seal_program() } else { Ok(()) };
+    let Arguments { global, command } = match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // If standard error is closed, nobody reads the message.
+            drop(error.print());
+            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+        }
+    };
     let failed = if matches!(command, Command::Exec(_)) { EXEC_FAILED } else { 1 };
-    match execute(&global, command) {
+    match sealed.and_then(|()| execute(&global, command)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             log::error(&global, &error.to_string());
@@ -83,8 +91,8 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 }
 
 fn execute(global: &Global, command: Command) -> Result<u8> {
-    // The descriptors of the caller must not be inherited by a container.
-    berth_runtime::sys::process::close_on_exec_from(3)?;
+    // No other descriptor of the caller is inherited by a container.
+    command.keep_descriptors()?;
     let done = |result: Result<()>| result.map(|()| 0);
     match &command {
         Command::Features => return done(features::run()),
@@ -92,9 +100,6 @@ fn execute(global: &Global, command: Command) -> Result<u8> {
         _ => {}
     }
     global.check()?;
-    if matches!(command, Command::Create(_) | Command::Run(_) | Command::Exec(_)) {
-        protect::seal_program()?;
-    }
     let store = Store::open(&global.root)?;
     match command {
         Command::Create(arguments) => done(create::run(global, &store, &arguments)),

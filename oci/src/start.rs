@@ -1,6 +1,6 @@
 //! `start`: lets the first process of a container execute its command.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use berth_runtime::compile::compile_hooks;
 use berth_runtime::hooks;
@@ -9,10 +9,12 @@ use berth_runtime::plan::{HookKind, Hooks};
 use berth_runtime::sys::{process, socket};
 use berth_runtime::wire::InitFailure;
 use berth_runtime::wire::transport::{RECORD, Report};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::child::vanished;
 use crate::error::{At, Error, Result};
+use crate::namespaces;
 use crate::store::{Container, GATE, Status, Store};
 
 /// Runs the command.
@@ -28,34 +30,51 @@ pub(crate) fn start(container: &Container) -> Result<()> {
         other => return Err(Error::State { id: id.clone(), state: other.name() }),
     }
     let plan = hooks_of(container)?;
-    let failed = |failure: InitFailure| {
-        let hook = plan.as_ref().and_then(|plan| explain(plan, &failure));
-        let why = hook.unwrap_or_else(|| failure.to_string());
-        Error::Container { action: "start", id: id.clone(), why }
-    };
     let gate = socket::connect(&container.folder, GATE)?;
     let path = container.folder.join(GATE);
     // From now on the container is running, and cannot be started again.
     std::fs::remove_file(&path).at("remove", &path)?;
-    let call = |action: &'static str| move |errno: Errno| Error::Io { action, source: errno.into() };
-    rustix::io::ioctl_fionbio(&gate, false).map_err(call("use the gate's socket"))?;
-    rustix::io::write(&gate, &[START]).map_err(call("start the first process"))?;
-    wait(&gate).map_err(failed)?;
-    let Some(plan) = plan.as_ref().filter(|plan| plan.has(HookKind::Poststart)) else { return Ok(()) };
+    rustix::io::ioctl_fionbio(&gate, false)
+        .map_err(|errno| Error::Io { action: "use the gate's socket", source: errno.into() })?;
+    open_gate(container, gate.as_fd(), plan.as_ref())
+}
+
+/// Lets the process behind this gate execute its command, and runs the `poststart` hooks.
+pub(crate) fn open_gate(container: &Container, gate: BorrowedFd<'_>, plan: Option<&Hooks>) -> Result<()> {
+    let id = &container.record.id;
+    let failed = |failure: InitFailure| {
+        let hook = plan.and_then(|plan| explain(plan, &failure));
+        let why = hook.unwrap_or_else(|| failure.to_string());
+        Error::Container { action: "start", id: id.clone(), why }
+    };
+    rustix::io::write(gate, &[START])
+        .map_err(|errno| Error::Io { action: "start the first process", source: errno.into() })?;
+    if let Err(failure) = wait(gate) {
+        end(container);
+        return Err(failed(failure));
+    }
+    let Some(plan) = plan.filter(|plan| plan.has(HookKind::Poststart)) else { return Ok(()) };
     if let Err(failure) = hooks::run(plan, HookKind::Poststart, container.record.pid, None) {
-        if let Some(process) = container.process() {
-            process::kill(process.as_fd());
-        }
+        end(container);
         return Err(failed(failure));
     }
     Ok(())
 }
 
+/// Kills the first process and waits for its end, after which the container can be deleted.
+fn end(container: &Container) {
+    let Some(process) = container.process() else { return };
+    process::kill(process.as_fd());
+    // A process in an uninterruptible sleep ends later.
+    let timeout = Timespec { tv_sec: 5, tv_nsec: 0 };
+    let _interrupted = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&timeout));
+}
+
 /// Waits until the process has executed its command, which closes the socket.
-fn wait(gate: impl AsFd) -> std::result::Result<(), InitFailure> {
+fn wait(gate: BorrowedFd<'_>) -> std::result::Result<(), InitFailure> {
     loop {
         let mut record = [0_u8; RECORD];
-        match socket::receive_from(gate.as_fd(), &mut record) {
+        match socket::receive_from(gate, &mut record) {
             Ok(packet) if packet.length == 0 => return Ok(()),
             Ok(packet) => match Report::decode(record.get(..packet.length).unwrap_or_default()) {
                 Some(Report::Failed(failure)) => return Err(failure),
@@ -71,7 +90,8 @@ fn wait(gate: impl AsFd) -> std::result::Result<(), InitFailure> {
 /// Returns the hooks of a container.
 pub(crate) fn hooks_of(container: &Container) -> Result<Option<Hooks>> {
     let record = &container.record;
-    Ok(compile_hooks(&container.spec()?, &record.id, &record.bundle, false)?)
+    let spec = container.spec()?;
+    Ok(compile_hooks(&spec, &record.id, &record.bundle, namespaces::has_users(&spec))?)
 }
 
 /// Describes the failure of a hook with its path.

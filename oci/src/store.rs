@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use berth_runtime::cgroup::{Cgroup, CgroupPath, Hierarchies};
 use oci_spec::runtime::Spec;
@@ -143,9 +144,8 @@ impl Container {
     }
 
     /// Keeps the spec, so that later changes of the bundle have no effect.
-    pub(crate) fn keep_spec(&self, spec: &Spec) -> Result<()> {
+    pub(crate) fn keep_spec(&self, text: &[u8]) -> Result<()> {
         let path = self.folder.join("config.json");
-        let text = serde_json::to_vec(spec).at("write", &path)?;
         fs::write(&path, text).at("write", &path)
     }
 
@@ -184,8 +184,15 @@ impl Container {
     }
 }
 
+/// Returns the cgroup hierarchies of this host, which are detected once.
 pub(crate) fn hierarchies() -> Result<Hierarchies> {
-    Hierarchies::detect().map_err(|source| Error::Io { action: "find the cgroup hierarchies", source })
+    static DETECTED: OnceLock<Hierarchies> = OnceLock::new();
+    if let Some(detected) = DETECTED.get() {
+        return Ok(detected.clone());
+    }
+    let detected = Hierarchies::detect()
+        .map_err(|source| Error::Io { action: "find the cgroup hierarchies", source })?;
+    Ok(DETECTED.get_or_init(|| detected).clone())
 }
 
 /// Returns when a process started, or `None` if it has ended (proc_pid_stat(5), fields 3 and 22).

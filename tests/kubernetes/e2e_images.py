@@ -6,7 +6,7 @@ usage: e2e_images.py URL FOLDER PROGRAMS BUSYBOX
 URL is a registry, FOLDER is for temporary files, PROGRAMS has the Go programs (tools.sh), BUSYBOX is the program that
 tests/stand-ins/busybox.sh builds. The names are those of `e2e.test --list-images` without the registry's host: mirrors lead there.
 
-Every tag is an image of its own. The kubelet reports one name of an image, and tests compare it with the name of the pod.
+Every tag is a separate image. The kubelet reports one name of an image, and tests compare it with the name of the pod.
 """
 
 import hashlib

@@ -18,7 +18,7 @@ import threading
 
 # The unit that a disk writes as a whole.
 BLOCK = 4096
-# A disk writes blocks of its own accord when its cache is full.
+# A disk also writes blocks when its cache is full.
 CACHE_BLOCKS = (64 << 20) // BLOCK
 
 NBD_MAGIC = b"NBDMAGIC"

@@ -159,7 +159,7 @@ class Node:
             self.cached_disk.close()
 
     def cut_power(self):
-        """Ends the machine at once. What it had not written to its disk is lost. Returns the number of lost blocks of the disk's
+        """Ends the machine at once. Data that it had not written to its disk is lost. Returns the number of lost blocks of the disk's
         cache, and of all blocks in it."""
         self.qemu.send_signal(signal.SIGKILL)
         self.qemu.wait()

@@ -126,7 +126,7 @@ fn make_rootfs(rootfs: &Path) {
     }
     for name in [
         "sh", "cat", "echo", "sleep", "id", "true", "tty", "stty", "kill", "env", "touch", "ls", "chmod",
-        "mount", "grep",
+        "mount", "grep", "wc",
     ] {
         std::os::unix::fs::symlink("busybox", rootfs.join("bin").join(name)).unwrap();
     }

@@ -3,4 +3,5 @@
 
 mod commands;
 mod lab;
+mod options;
 mod safety;

@@ -211,7 +211,17 @@ impl Exec {
                 })
             })?,
             _ => spawn(options, |gate, single| {
-                exec::run(exec::ExecStart { plan, descriptors, init, keyring, proc, streams, gate, single })
+                exec::run(exec::ExecStart {
+                    plan,
+                    descriptors,
+                    init,
+                    keyring,
+                    proc,
+                    streams,
+                    gate,
+                    preserved: 0,
+                    single,
+                })
             })?,
         };
         KeeperStep::ExecCloned.reach();

@@ -1,11 +1,13 @@
 //! The cgroups of execs: below that of their container, or beside it while the container is frozen.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::LinuxResources;
 
+use super::folder::Folder;
 use super::interface::Interface;
-use super::{Cgroup, Result, folder};
+use super::{Cgroup, CgroupError, Result, folder};
 
 /// The separator between a cgroup's name and the suffix of a sibling's name.
 const SIBLING_SEPARATOR: &str = ".";
@@ -38,6 +40,40 @@ impl Cgroup {
             folder
         });
         Self { process_folder: process_folder.clone(), folders: folders.collect(), interface: self.interface }
+    }
+
+    /// Returns a cgroup below this one, which must exist, by a path without `..`. With a controller, a process that joins it is
+    /// only in its hierarchy below this one (v1).
+    ///
+    /// # Errors
+    /// The cgroup or the controller does not exist.
+    pub fn below(&self, controller: Option<&str>, path: &Path) -> Result<Self> {
+        let (mut folders, mut process_folder) = (self.folders.clone(), self.process_folder.clone());
+        let of_controller = |folder: &Folder| match (self.interface, controller) {
+            (Interface::V1, Some(controller)) => folder.hierarchy.has(controller),
+            _ => true,
+        };
+        let missing = |path: PathBuf| CgroupError::File {
+            action: "find",
+            path,
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        let mut found = false;
+        for folder in folders.iter_mut().filter(|folder| of_controller(folder)) {
+            let below = folder.path.join(path);
+            if !below.is_dir() {
+                return Err(missing(below));
+            }
+            if folder.path == process_folder {
+                process_folder.clone_from(&below);
+            }
+            folder.path = below;
+            found = true;
+        }
+        match found {
+            true => Ok(Self { process_folder, folders, interface: self.interface }),
+            false => Err(missing(PathBuf::from(controller.unwrap_or_default()))),
+        }
     }
 
     /// Creates a sibling of this cgroup for an exec while this one is frozen, because a cgroup below it would be

@@ -2,12 +2,15 @@
 //! controllers.
 
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::mark::Mark;
 use crate::plan::CgroupHierarchy;
+
+/// The size of most lists of mounts.
+const MOUNTINFO: usize = 16 << 10;
 
 /// The cgroup version of a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +46,9 @@ impl Hierarchies {
     /// # Errors
     /// No cgroup hierarchy is mounted.
     pub fn detect() -> io::Result<Self> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        // The kernel writes the list again for every read(2), and the file has no size that would be known before.
+        let mut mounts = String::with_capacity(MOUNTINFO);
+        fs::File::open("/proc/self/mountinfo")?.read_to_string(&mut mounts)?;
         let controllers =
             |mount: &Path| fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
         Self::of(&mounts, controllers).ok_or_else(|| {
@@ -129,7 +134,7 @@ impl Hierarchy {
         self.controllers.iter().any(|other| other == controller)
     }
 
-    fn in_container(&self) -> CgroupHierarchy {
+    pub(super) fn in_container(&self) -> CgroupHierarchy {
         let folder = self.mount.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let named = self.controllers.iter().any(|controller| controller.starts_with("name="));
         let mut options = self.controllers.clone();

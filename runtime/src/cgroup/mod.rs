@@ -56,6 +56,7 @@ pub use oom_watch::OomWatcher;
 pub use path::{CgroupPath, CgroupPathError};
 
 use crate::oom_kills;
+use crate::plan::CgroupHierarchy;
 use crate::sys::Context;
 use crate::sys::fs::read_record;
 use controllers::{devices, memory};
@@ -108,6 +109,18 @@ impl Cgroup {
     #[must_use]
     pub fn process_folder(&self) -> &Path {
         &self.process_folder
+    }
+
+    /// Returns its folder in each hierarchy of v1, as a container sees the hierarchy. Empty on v2.
+    #[must_use]
+    pub fn folders_in_container(&self) -> Vec<(CgroupHierarchy, &Path)> {
+        match self.interface {
+            Interface::V2 => Vec::new(),
+            Interface::V1 => {
+                let folders = self.folders.iter();
+                folders.map(|folder| (folder.hierarchy.in_container(), &*folder.path)).collect()
+            }
+        }
     }
 
     /// Creates a cgroup with these limits.

@@ -37,6 +37,8 @@ pub struct ContainerStart<'a> {
     pub streams: Streams<'a>,
     /// The socket to the keeper.
     pub gate: Gate,
+    /// The number of descriptors after the standard streams that the program gets. They are open.
+    pub preserved: u32,
     /// Proof that this process has one thread and can be cloned.
     pub single: SingleThread,
 }
@@ -70,8 +72,9 @@ fn prepare(start: &ContainerStart<'_>) -> StepResult<Program> {
     let filter = seccomp::read(plan.process.seccomp.as_ref(), *descriptors)?;
     let userns = joined.userns.filter(|_| plan.userns.is_some());
     let opened = Opened::open(start, userns)?;
+    join_opened(plan, *descriptors)?;
     enter_users(start, userns)?;
-    join_and_unshare(plan, joined.pause, *descriptors)?;
+    join_and_unshare(plan, joined.pause)?;
     let Built { root, terminal } = build_root(start, opened)?;
     mount::pivot_to(root.as_fd()).at(Step::PivotRoot)?;
     set_root_attributes(plan).at(Step::RootAttributes)?;
@@ -82,6 +85,7 @@ fn prepare(start: &ContainerStart<'_>) -> StepResult<Program> {
         joins_processes: joined.pid_target.is_some(),
         waits: true,
         keeps_gate: false,
+        preserved: start.preserved,
     };
     let start_hooks = plan.hooks.as_ref().filter(|hooks| hooks.has(HookKind::StartContainer));
     Ok(last::program(&plan.process, filter, start_hooks, variant))
@@ -254,13 +258,25 @@ fn from_mounts_of<T>(process: BorrowedFd<'_>, open: impl FnOnce() -> sys::Result
     opened
 }
 
-pub(super) fn join_and_unshare(
-    plan: &ContainerPlan,
-    pause: Option<BorrowedFd<'_>>,
-    descriptors: Descriptors<'_>,
-) -> StepResult<()> {
-    let kinds = [(plan.net, Namespaces::NET), (plan.ipc, Namespaces::IPC), (plan.uts, Namespaces::UTS)];
+/// The namespaces of a plan that have a source.
+fn kinds(plan: &ContainerPlan) -> [(NamespaceSource, Namespaces); 3] {
+    [(plan.net, Namespaces::NET), (plan.ipc, Namespaces::IPC), (plan.uts, Namespaces::UTS)]
+}
+
+/// Joins the namespaces of descriptors. Root of the container's user namespace could only join those that belong to it.
+pub(super) fn join_opened(plan: &ContainerPlan, descriptors: Descriptors<'_>) -> StepResult<()> {
+    for (source, kind) in kinds(plan) {
+        if let NamespaceSource::Descriptor(slot) = source {
+            let namespace = descriptors.get(slot).at(Step::JoinNamespaces)?;
+            namespaces::join_of(namespace, kind).at(Step::JoinNamespaces)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) fn join_and_unshare(plan: &ContainerPlan, pause: Option<BorrowedFd<'_>>) -> StepResult<()> {
     let of = |requested: NamespaceSource| -> Namespaces {
+        let kinds = kinds(plan);
         kinds.iter().filter(|(source, _)| *source == requested).map(|(_, kind)| *kind).collect()
     };
     let joined = of(NamespaceSource::Pod);
@@ -268,12 +284,6 @@ pub(super) fn join_and_unshare(
         let pause =
             pause.ok_or(rustix::io::Errno::SRCH).on("setns", "the pod's pause").at(Step::JoinNamespaces)?;
         namespaces::join_of(pause, joined).at(Step::JoinNamespaces)?;
-    }
-    for (source, kind) in kinds {
-        if let NamespaceSource::Descriptor(slot) = source {
-            let namespace = descriptors.get(slot).at(Step::JoinNamespaces)?;
-            namespaces::join_of(namespace, kind).at(Step::JoinNamespaces)?;
-        }
     }
     // The process is in its cgroup already, which becomes the root of a new cgroup namespace.
     let cgroup = if plan.cgroup_namespace { Namespaces::CGROUP } else { Namespaces::NONE };

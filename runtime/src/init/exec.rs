@@ -33,6 +33,8 @@ pub struct ExecStart<'a> {
     pub streams: Streams<'a>,
     /// The socket to the keeper.
     pub gate: Gate,
+    /// The number of descriptors after the standard streams that the program gets. They are open.
+    pub preserved: u32,
     /// Proof that this process has one thread and can be cloned.
     pub single: SingleThread,
 }
@@ -77,6 +79,12 @@ fn prepare(start: &ExecStart<'_>) -> StepResult<Program> {
         None => process::set_limits_and_labels(&plan.process, proc)?,
     }
     process::set_credentials_and_cwd(&plan.process)?;
-    let variant = FinalSteps { terminal: plan.tty, joins_processes: true, waits: false, keeps_gate: false };
+    let variant = FinalSteps {
+        terminal: plan.tty,
+        joins_processes: true,
+        waits: false,
+        keeps_gate: false,
+        preserved: start.preserved,
+    };
     Ok(last::program(&plan.process, filter, None, variant))
 }

@@ -27,6 +27,8 @@ pub(super) struct FinalSteps {
     pub(super) waits: bool,
     /// Whether the program gets the socket to the keeper.
     pub(super) keeps_gate: bool,
+    /// The number of descriptors after the standard streams that the program gets.
+    pub(super) preserved: u32,
 }
 
 /// Collects what is needed to execute the program of a plan.
@@ -47,6 +49,7 @@ pub(super) fn program(
         joins_processes: variant.joins_processes,
         waits: variant.waits,
         keeps_gate: variant.keeps_gate,
+        preserved: variant.preserved,
         start_hooks: start_hooks.cloned(),
     }
 }

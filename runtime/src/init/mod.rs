@@ -26,7 +26,7 @@ pub mod restore;
 pub mod runtime;
 pub mod sandbox;
 mod seccomp;
-mod users;
+pub mod users;
 
 pub use process::Streams;
 

@@ -52,7 +52,8 @@ fn prepare(start: &ContainerStart<'_>, restore: &RestorePlan) -> StepResult<Prog
         descriptors.get(restore.program).and_then(|program| mount::clone_descriptor(program, false));
     let program = program.at(Step::Restore)?;
     // The helper and CRIU are in the namespaces in which the processes are restored.
-    container::join_and_unshare(plan, joined.pause, *descriptors)?;
+    container::join_opened(plan, *descriptors)?;
+    container::join_and_unshare(plan, joined.pause)?;
     close_host().at(Step::PrivateMounts)?;
     make_place().at(Step::Restore)?;
     let rootfs = descriptors.get(plan.rootfs).at(Step::AttachRootfs)?;
@@ -79,7 +80,8 @@ fn prepare(start: &ContainerStart<'_>, restore: &RestorePlan) -> StepResult<Prog
         env: vec![PATH.to_owned()],
         ..ProcessPlan::default()
     };
-    let variant = FinalSteps { terminal: false, joins_processes: false, waits: true, keeps_gate: true };
+    let variant =
+        FinalSteps { terminal: false, joins_processes: false, waits: true, keeps_gate: true, preserved: 0 };
     Ok(last::program(&helper, None, None, variant))
 }
 

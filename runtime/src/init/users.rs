@@ -1,4 +1,4 @@
-//! User namespaces without processes, for volumes with ids that differ from the pod's.
+//! User namespaces without processes: for volumes with ids that differ from the pod's, and for a container that joins it.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -10,7 +10,10 @@ use crate::sys::spawn::SingleThread;
 
 /// Creates a user namespace with these ids. It must contain a process until it is open (namespaces(7), "Namespace
 /// lifetime").
-pub(super) fn namespace(ids: &UserNamespace, single: &SingleThread) -> sys::Result<OwnedFd> {
+///
+/// # Errors
+/// The caller lacks the privilege, or the ids are invalid.
+pub fn namespace(ids: &UserNamespace, single: &SingleThread) -> sys::Result<OwnedFd> {
     let holder = single.spawn_userns_holder()?;
     let opened = map_and_open(holder.pid, ids);
     kill(holder.pidfd.as_fd());

@@ -13,6 +13,8 @@ pub struct Namespaces(u32);
 impl Namespaces {
     /// No namespace.
     pub const NONE: Self = Self(0);
+    /// Monotonic and boot-time clocks (time_namespaces(7)).
+    pub const TIME: Self = Self(0x80);
     /// Mount namespace.
     pub const MOUNT: Self = Self(0x0002_0000);
     /// Cgroup namespace.

@@ -70,6 +70,8 @@ pub struct Program {
     pub waits: bool,
     /// Whether the program gets the socket to the keeper.
     pub keeps_gate: bool,
+    /// The number of descriptors after the standard streams that the program gets.
+    pub preserved: u32,
     /// Hooks that run in the container before the program.
     pub start_hooks: Option<Hooks>,
 }

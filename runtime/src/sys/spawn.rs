@@ -15,7 +15,7 @@ const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_PARENT: u64 = 0x8000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// The number of the one descriptor that [`SingleThread::close_all_but`] keeps.
+/// The number of the descriptor that [`SingleThread::close_all_but`] keeps, if the program gets no others.
 const PLACE: RawFd = 3;
 
 /// The flags of the `clone` call of [`SingleThread::continue_as_sibling`], to check whether a seccomp filter
@@ -84,7 +84,10 @@ pub fn spawn(
 
 impl SingleThread {
     /// Checks that this process has one thread.
-    fn prove() -> Result<Self> {
+    ///
+    /// # Errors
+    /// It has several (`EBUSY`).
+    pub fn prove() -> Result<Self> {
         let task = "/proc/self/task";
         let stat = rustix::fs::statx(CWD, task, AtFlags::empty(), StatxFlags::NLINK).on("statx", task)?;
         match stat.stx_nlink {
@@ -151,21 +154,22 @@ impl SingleThread {
         }
     }
 
-    /// Closes every descriptor of this process except for the standard streams and `keep`, which becomes
-    /// descriptor 3. Then calls `next`, which never returns, so nothing that owns a descriptor is used or dropped
+    /// Closes every descriptor of this process except for the standard streams, those after them that the program gets,
+    /// and `keep`, which becomes the next one: descriptor 3 if the program gets none. Then calls `next`, which never returns, so nothing that owns a descriptor is used or dropped
     /// afterwards.
     ///
     /// # Errors
-    /// Descriptors cannot be closed. Then the process is unchanged except for descriptor 3.
+    /// Descriptors cannot be closed. Then the process is unchanged except for that descriptor.
     pub fn close_all_but(
         self,
         keep: OwnedFd,
         program: Program,
         next: fn(OwnedFd, Program, Self) -> !,
     ) -> Result<std::convert::Infallible> {
+        let place = PLACE.saturating_add(RawFd::try_from(program.preserved).unwrap_or(RawFd::MAX));
         // SAFETY: `next` takes no reference, and `Program` contains no descriptor. Neither `next` nor this
         // function returns afterwards.
-        let keep = unsafe { close_others(keep) }?;
+        let keep = unsafe { close_others(keep, place) }?;
         next(keep, program, self)
     }
 
@@ -175,35 +179,36 @@ impl SingleThread {
     /// Those of [`Self::close_all_but`].
     pub fn keep_only(self, keep: OwnedFd, next: fn(OwnedFd) -> !) -> Result<std::convert::Infallible> {
         // SAFETY: `next` takes no reference, and neither `next` nor this function returns after that.
-        next(unsafe { close_others(keep) }?)
+        next(unsafe { close_others(keep, PLACE) }?)
     }
 }
 
-/// Closes all descriptors except for the standard streams and `keep`, which becomes descriptor 3.
+/// Closes all descriptors from `place` on except for `keep`, which becomes descriptor `place`.
 ///
 /// # Safety
-/// After a success, nothing that owns a closed descriptor may be used or dropped.
+/// After a success, nothing that owns a descriptor from `place` on may be used or dropped.
 ///
 /// # Errors
-/// A system call failed. Then only descriptor 3 may have changed, and the caller may only report the error and
+/// A system call failed. Then only descriptor `place` may have changed, and the caller may only report the error and
 /// exit.
-unsafe fn close_others(keep: OwnedFd) -> Result<OwnedFd> {
+unsafe fn close_others(keep: OwnedFd, place: RawFd) -> Result<OwnedFd> {
     let keep = match keep.as_raw_fd() {
-        PLACE => keep,
-        // SAFETY: the caller never uses or drops what owns descriptor 3.
-        number => match checked(unsafe { libc::dup3(number, PLACE, libc::O_CLOEXEC) }.into()) {
+        number if number == place => keep,
+        // SAFETY: the caller never uses or drops what owns this descriptor.
+        number => match checked(unsafe { libc::dup3(number, place, libc::O_CLOEXEC) }.into()) {
             Ok(_) => {
                 std::mem::forget(keep);
                 // SAFETY: dup3 has just opened this descriptor, and the former owner of its number is never used
                 // again.
-                unsafe { OwnedFd::from_raw_fd(PLACE) }
+                unsafe { OwnedFd::from_raw_fd(place) }
             }
-            Err(errno) => return Err(errno).on("dup3", PLACE),
+            Err(errno) => return Err(errno).on("dup3", place),
         },
     };
     // SAFETY: the caller never uses or drops what owns one of these.
-    let closed = unsafe { libc::syscall(libc::SYS_close_range, PLACE + 1, libc::c_uint::MAX, 0) };
-    checked(closed).on("close_range", PLACE + 1)?;
+    let closed =
+        unsafe { libc::syscall(libc::SYS_close_range, place.saturating_add(1), libc::c_uint::MAX, 0) };
+    checked(closed).on("close_range", place.saturating_add(1))?;
     Ok(keep)
 }
 

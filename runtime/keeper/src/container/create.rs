@@ -99,8 +99,17 @@ impl Container {
         let child = spawn(options, |gate, single| {
             let streams = Streams { stdin, stdout, stderr };
             let keyring = &keyring;
-            let start =
-                container::ContainerStart { plan, descriptors, joined, keyring, proc, streams, gate, single };
+            let start = container::ContainerStart {
+                plan,
+                descriptors,
+                joined,
+                keyring,
+                proc,
+                streams,
+                gate,
+                preserved: 0,
+                single,
+            };
             match (&plan.runtime, &plan.restore) {
                 (Some(other), _) => runtime::create(start, other),
                 (None, Some(checkpoint)) => restore::run(start, checkpoint),

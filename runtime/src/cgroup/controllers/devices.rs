@@ -2,6 +2,7 @@
 //! (Documentation/admin-guide/cgroup-v1/devices.rst). v2 has no such files; a BPF program decides.
 
 use std::fs;
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -12,11 +13,19 @@ use crate::sys::{self, Context};
 
 /// Writes the rules of v1 in order. The last rule that matches a device decides.
 pub(in crate::cgroup) fn apply_v1(folder: &Path, resources: &LinuxResources) -> Result<()> {
+    let mut opened: Option<(bool, fs::File)> = None;
     for rule in resources.devices().iter().flatten() {
         let path = folder.join(if rule.allow() { "devices.allow" } else { "devices.deny" });
         // "a" alone means all devices. The kernel would reject it with numbers.
         let line = if is_all(rule) { "a".to_owned() } else { rule_line(rule) };
-        fs::write(&path, line).map_err(|source| CgroupError::File { action: "write", path, source })?;
+        let file = match opened.take().filter(|(allow, _)| *allow == rule.allow()) {
+            Some((_, file)) => Ok(file),
+            None => fs::OpenOptions::new().write(true).open(&path),
+        };
+        // The kernel takes each write(2) as one rule.
+        let written = file.and_then(|mut file| file.write_all(line.as_bytes()).map(|()| file));
+        let file = written.map_err(|source| CgroupError::File { action: "write", path, source })?;
+        opened = Some((rule.allow(), file));
     }
     Ok(())
 }
