@@ -9,7 +9,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 GUIDES = os.path.join(ROOT, "docs/guides")
 # In this order: each guide continues on the node of the one before it.
 ORDER = ["from-containerd", "install", "air-gapped", "user-namespaces", "runtime-class", "devices", "private-registries", "upgrade",
-         "troubleshooting", "sizing", "uninstall"]
+         "troubleshooting", "sizing", "k3s", "uninstall"]
 
 
 def blocks(name):
