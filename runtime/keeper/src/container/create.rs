@@ -72,28 +72,11 @@ impl Container {
         let keyring = KeyringName::new()?;
         let counter = |slot| open_slot(descriptors, slot);
         let oom_kills = OomKills::new(counter(plan.cgroup.oom)?, counter(plan.cgroup.oom_above)?);
-        // In a user namespace the first process clones another one, so that the new process namespace belongs to
-        // the user namespace.
-        let clones_directly =
-            plan.pid == PidNamespace::New && plan.userns.is_none() && plan.restore.is_none();
-        let options = SpawnOptions {
-            namespaces: match clones_directly {
-                true => Namespaces::PID,
-                false => Namespaces::NONE,
-            },
-            // The processes of a checkpoint are restored in namespaces that CRIU creates.
-            moves: plan.restore.is_none()
-                && (joined.pid_target.is_some() || (plan.pid == PidNamespace::New && !clones_directly)),
-            cgroup: &plan.cgroup,
-            userns: None,
-            oom_score_adj: None,
-            descriptors,
-        };
         let no_cgroup = CgroupJoin::default();
         let options = match plan.runtime {
             // The runtime moves the container to its cgroup, which must be empty until then.
             Some(_) => caller_options(&no_cgroup, descriptors),
-            None => options,
+            None => own_options(plan, joined, descriptors),
         };
         let [stdin, stdout, stderr] = ends.child.each_ref().map(|end| end.as_ref().map(AsFd::as_fd));
         let child = spawn(options, |gate, single| {
@@ -134,6 +117,30 @@ impl Container {
             oom_kills,
             keyring,
         })
+    }
+}
+
+/// Returns how the first process is cloned if berth's own runtime runs the container.
+fn own_options<'a>(
+    plan: &'a ContainerPlan,
+    joined: JoinTargets<'_>,
+    descriptors: Descriptors<'a>,
+) -> SpawnOptions<'a> {
+    // In a user namespace the first process clones another one, so that the new process namespace belongs to
+    // the user namespace.
+    let clones_directly = plan.pid == PidNamespace::New && plan.userns.is_none() && plan.restore.is_none();
+    SpawnOptions {
+        namespaces: match clones_directly {
+            true => Namespaces::PID,
+            false => Namespaces::NONE,
+        },
+        // The processes of a checkpoint are restored in namespaces that CRIU creates.
+        moves: plan.restore.is_none()
+            && (joined.pid_target.is_some() || (plan.pid == PidNamespace::New && !clones_directly)),
+        cgroup: &plan.cgroup,
+        userns: None,
+        oom_score_adj: None,
+        descriptors,
     }
 }
 
