@@ -11,7 +11,7 @@
 //! * [`report`]: the output
 //! * [`clean`]: removes everything that the run created
 //! * this file: the order of these, and the reasons that end a run early
-//! * [`bench`]: its image, folder and label, the pods that it creates, and its results
+//! * [`mod@bench`]: one run: its image, folder and label, the pods that it creates, and its results
 //! * [`error`]: the errors of the benchmark
 
 mod bench;

@@ -20,13 +20,13 @@
 //! * [`load`]: OCI layouts, OCI archives and docker-archives
 //! * [`manifest`]: parses manifests and indexes
 //! * [`media_types`]: the media types of manifests, configs and layers
-//! * [`mistakes`]: finds all mistakes in configuration files, before a pull needs the files
+//! * [`mod@mistakes`]: finds all mistakes in configuration files, before a pull needs the files
 //! * [`platform`]: which images of an index run on this host
 //! * [`policy`]: the policy that decides which images may be used (containers-policy.json(5))
-//! * [`printable`]: untrusted text in a form that is safe to print
+//! * [`mod@printable`]: untrusted text in a form that is safe to print
 //! * [`progress`]: the progress of pulls, layer by layer
 //! * [`pull`]: pulls an image
-//! * [`reference`]: image references, normalised as Docker does
+//! * [`mod@reference`]: image references, normalised as Docker does
 //! * [`registry`]: the client for OCI registries
 //! * [`save`]: saves images to an archive that berth, docker and podman load
 //! * [`store`]: the images and layers on this node

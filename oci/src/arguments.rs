@@ -238,7 +238,7 @@ pub(crate) struct Exec {
     pub(crate) detach: bool,
     #[command(flatten)]
     pub(crate) handover: Handover,
-    /// Run in an existing cgroup below the container's: [<controller>:]<cgroup>
+    /// Run in an existing cgroup below the container's; CONTROLLER:CGROUP selects one hierarchy of version 1
     #[arg(long, value_name = "CGROUP")]
     pub(crate) cgroup: Vec<String>,
     /// Allow an exec in a paused container, where it waits

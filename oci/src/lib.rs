@@ -19,7 +19,7 @@
 //! * [`kill`]: sends a signal to a container
 //! * [`pause`]: freeze and thaw a container
 //! * [`ps`]: lists the processes in a container
-//! * [`run`]: creates and starts a container, and waits for its end
+//! * [`mod@run`]: creates and starts a container, and waits for its end
 //! * [`spec`]: writes a spec to start with
 //! * [`state`]: print containers
 //! * [`update`]: changes the limits of a container

@@ -4,7 +4,7 @@
 //! * this file: finds a device in the folders of CDI files
 //! * [`mod@file`]: the format of a file
 //! * [`edits`]: the changes that a device makes to a container's OCI spec
-//! * [`file`]: the format of a vendor's CDI file
+//! * [`mod@file`]: the format of a vendor's CDI file
 
 mod edits;
 mod file;

@@ -8,7 +8,7 @@
 //! * [`config`]: `berth config`
 //! * [`diag`]: one page about a pod or a container
 //! * [`events`]: shows what happens on the node, as it happens, and recent events
-//! * [`format`]: times, sizes and tables in the output for people
+//! * [`mod@format`]: times, sizes and tables in the output for people
 //! * [`fsck`]: asks the daemon to check its host, or checks it by itself if no daemon runs
 //! * [`generate`]: `berth man` and `berth completions`
 //! * [`image`]: manages the images of the running daemon over its socket

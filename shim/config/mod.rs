@@ -9,7 +9,7 @@
 //! * [`problem`]: mistakes in a file, with line and key
 //! * [`mod@load`]: the order of the files, and the handling of broken ones
 //! * this file: what follows from several settings or from the host
-//! * [`load`]: reads the main file, then `conf.d/*.toml` beside it in the order of their names, then the flags
+//! * [`mod@load`]: reads the main file, then `conf.d/*.toml` beside it in the order of their names, then the flags
 //! * [`metrics_address`]: the address of the metrics
 
 pub mod declare;

@@ -8,7 +8,7 @@
 //! * [`leftovers`]: checks that nothing is left
 //! * [`mod@print`]: the output
 //! * this file: the order of the steps, and the cleanup in every case
-//! * [`print`]: the output of the demo
+//! * [`mod@print`]: the output of the demo
 
 pub mod daemon;
 pub mod image;

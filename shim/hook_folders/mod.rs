@@ -4,7 +4,7 @@
 //! * this file: reads the folders, and adds the hooks of a container to its spec
 //! * [`mod@file`]: the formats of a file
 //! * [`when`]: the conditions of a hook
-//! * [`file`]: the formats of a hook file
+//! * [`mod@file`]: the formats of a hook file
 
 mod file;
 mod when;

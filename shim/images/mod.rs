@@ -5,7 +5,7 @@
 //! * [`mod@options`]: the options of the store
 //! * [`report`]: the events of pulls
 //! * [`save`]: archives, for `berth image save`
-//! * [`options`]: the options of the image store, from the configuration
+//! * [`mod@options`]: the options of the image store, from the configuration
 
 mod measured;
 mod options;

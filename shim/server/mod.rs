@@ -12,7 +12,7 @@
 //! * [`watchdog`]: health checks for the service manager
 //! * [`shutdown`]: signals, and the bounded drain
 //! * this file: starts and stops all of these
-//! * [`connect`]: the client side of the socket
+//! * [`mod@connect`]: the client side of the socket
 
 pub mod claim;
 pub mod connect;

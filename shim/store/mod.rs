@@ -8,7 +8,7 @@
 //! * [`pod`], [`container`]: the records, their states and the only functions that change them; [`decide`]:
 //!   decisions that depend on the states; [`event_cursor`]: the events of an object that were sent; `model`: an exhaustive model check of both
 //! * this file: the indexes by id, by prefix of an id and by name
-//! * [`file`]: a JSON file that is replaced atomically
+//! * [`mod@file`]: a JSON file that is replaced atomically
 
 pub mod container;
 pub mod decide;

@@ -250,7 +250,7 @@ fn unlisted(file: &Path) -> Vec<String> {
     let modules: Vec<String> = modules.collect();
     match modules.len() {
         0 | 1 => Vec::new(),
-        _ => modules.into_iter().filter(|name| !head.contains(&format!("`{name}`"))).collect(),
+        _ => modules.into_iter().filter(|name| !head.contains(&format!("{name}`"))).collect(),
     }
 }
 

@@ -13,7 +13,7 @@
 //! reboot. When a tag moves, the new image's record is durable before the tag is removed from the old image.
 //!
 //! * [`containers`]: the writable layers of containers
-//! * [`disk_usage`]: disk usage, and the measurement of a container's
+//! * [`mod@disk_usage`]: disk usage, and the measurement of a container's
 //! * [`durable`]: writes that survive a power failure
 //! * [`filled`]: writable layers that are not empty at first
 //! * [`folders`]: the folders of the store, and functions that create files in them

@@ -12,7 +12,7 @@
 //! * [`mod@find`]: finds cgroups by their last path component or mark;
 //!   [`mark`]: the mark of a daemon; [`tree`]: the folders of a cgroup in all hierarchies
 //! * `error`: the error type
-//! * [`find`]: finds cgroups by their last path component, or by the mark of a daemon
+//! * [`mod@find`]: finds cgroups by their last path component, or by the mark of a daemon
 
 mod change;
 mod controllers;

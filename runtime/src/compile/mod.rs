@@ -6,7 +6,7 @@
 //! * [`mounts`]: mounts, /dev, paths
 //! * [`hooks`]: programs that run at points of a container's life
 //! * [`mod@explain`]: describes a failure of the first process with the plan's object that it is about
-//! * [`explain`]: describes the failure of a first process
+//! * [`mod@explain`]: describes the failure of a first process
 
 mod explain;
 mod hooks;

@@ -9,7 +9,7 @@
 //! * [`restore`]: a checkpoint that is restored in the place of the command
 //! * [`end`]: reports the exit when the log is written
 //! * [`oom`]: whether a process was killed for lack of memory
-//! * [`state`]: the states of a container
+//! * [`mod@state`]: the states of a container
 
 mod copy;
 mod create;
