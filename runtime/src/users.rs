@@ -324,7 +324,7 @@ mod tests {
         assert_eq!((numbers.uid, numbers.gid, numbers.groups, numbers.home), (1000, 50, vec![50], None));
         assert_eq!(of("0", strict).unwrap().uid, 0);
         let error = of("1000:logs", strict).unwrap_err().to_string();
-        assert!(error.contains("/etc/group has 1048577 bytes"), "{error}");
+        assert!(error.contains("invalid /etc/group of the image: 1048577 bytes"), "{error}");
 
         write(0, 1 << 40);
         assert_eq!(of("web", strict).unwrap().gid, 1000);

@@ -142,7 +142,7 @@ fn a_stream_certificate_needs_its_matching_key() {
     let output = half.berth(&["config", "check"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
-        stderr(&output).contains("stream_key is set and stream_certificate is not"),
+        stderr(&output).contains("invalid stream_key: stream_certificate is not set"),
         "{}",
         stderr(&output)
     );

@@ -4,7 +4,7 @@ use super::*;
 
 /// The frames that a raw client has received.
 #[derive(Clone, Debug, Default)]
-pub struct Received {
+pub struct ReceivedFrames {
     pub replies: BTreeSet<u32>,
     pub data: BTreeMap<u32, Vec<u8>>,
     pub reset: BTreeSet<u32>,
@@ -13,12 +13,12 @@ pub struct Received {
 pub struct Spdy {
     pub io: TcpStream,
     headers: HeaderWriter,
-    received: Received,
+    received: ReceivedFrames,
 }
 
 impl Spdy {
     pub(super) fn new(io: TcpStream) -> Self {
-        Self { io, headers: HeaderWriter::default(), received: Received::default() }
+        Self { io, headers: HeaderWriter::default(), received: ReceivedFrames::default() }
     }
 
     pub async fn open(&mut self, stream: u32, headers: &[(&str, &str)]) {
@@ -36,7 +36,7 @@ impl Spdy {
     }
 
     /// Receives frames until the condition is true.
-    pub async fn until(&mut self, condition: impl Fn(&Received) -> bool) -> Received {
+    pub async fn until(&mut self, condition: impl Fn(&ReceivedFrames) -> bool) -> ReceivedFrames {
         while !condition(&self.received) {
             let frame = tokio::time::timeout(PATIENCE, self.frame()).await;
             frame.unwrap_or_else(|_| panic!("no frame arrives after {:?}", self.received));
