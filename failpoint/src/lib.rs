@@ -31,3 +31,33 @@ pub fn pass_on(command: &mut Command) {
     #[cfg(not(debug_assertions))]
     let _ = command;
 }
+
+/// Declares the steps of an operation as an enum. A test walks all of them.
+#[macro_export]
+macro_rules! steps {
+    ($(#[$enum_doc:meta])* $operation:literal: $steps:ident { $($(#[$doc:meta])* $step:ident,)* }) => {
+        $(#[$enum_doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $steps {
+            $($(#[$doc])* $step,)*
+        }
+
+        impl $steps {
+            /// The name of the operation.
+            pub const OPERATION: &str = $operation;
+            /// All steps.
+            pub const ALL: &[Self] = &[$(Self::$step,)*];
+
+            /// The id of the step.
+            #[must_use]
+            pub fn id(self) -> &'static str {
+                match self { $(Self::$step => stringify!($step),)* }
+            }
+
+            /// Lets a test stop the process here.
+            pub fn reach(self) {
+                $crate::reach(Self::OPERATION, self.id());
+            }
+        }
+    };
+}

@@ -97,7 +97,9 @@ impl Download<'_> {
                     first = host + 1;
                 }
                 result => {
-                    PullStep::Unpacked.reach();
+                    if result.is_ok() {
+                        PullStep::Unpacked.reach();
+                    }
                     return result;
                 }
             }

@@ -101,17 +101,17 @@ pub(crate) enum Command {
 }
 
 impl Command {
-    /// Sets the close-on-exec flag of the caller's descriptors, except for those that the container gets.
-    pub(crate) fn keep_descriptors(&self) -> Result<()> {
+    /// Sets the close-on-exec flag of all descriptors of the caller, so that hooks get none. The first process clears it for
+    /// those that the container gets.
+    pub(crate) fn protect_descriptors(&self) -> Result<()> {
         let handover = match self {
             Self::Create(create) => Some(&create.handover),
             Self::Run(run) => Some(&run.create.handover),
             Self::Exec(exec) => Some(&exec.handover),
             _ => None,
         };
-        let preserved = handover.map_or(0, |handover| handover.preserve_fds);
         handover.map_or(Ok(()), Handover::check_descriptors)?;
-        Ok(close_on_exec_from(FIRST_DESCRIPTOR.saturating_add(preserved))?)
+        Ok(close_on_exec_from(FIRST_DESCRIPTOR)?)
     }
 }
 

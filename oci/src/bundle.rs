@@ -97,8 +97,10 @@ fn check(json: &Value) -> Result<()> {
         let has_path = namespace.get("path").and_then(Value::as_str).is_some_and(|path| !path.is_empty());
         match (kind, has_path) {
             ("network" | "ipc" | "uts" | "pid" | "user" | "time", _) | ("mount" | "cgroup", false) => {}
-            (kind, true) => return Err(Error::Unsupported(format!("a {kind} namespace by its path"))),
-            (kind, false) => return Err(Error::Unsupported(format!("a {kind} namespace"))),
+            (kind, true) => {
+                return Err(Error::Unsupported(format!("a namespace of type {kind} by its path")));
+            }
+            (kind, false) => return Err(Error::Unsupported(format!("a namespace of type {kind}"))),
         }
     }
     Ok(())
@@ -166,7 +168,10 @@ mod tests {
             (serde_json::json!({ "linux": { "resources": { "cpu": { "idle": 1 } } } }), "cpu.idle"),
             (serde_json::json!({ "ociVersion": "0.5.0" }), "0.5.0"),
             (serde_json::json!({ "linux": { "intelRdt": { "closID": "a" } } }), "linux.intelRdt"),
-            (serde_json::json!({ "linux": { "namespaces": [{ "type": "other" }] } }), "a other namespace"),
+            (
+                serde_json::json!({ "linux": { "namespaces": [{ "type": "other" }] } }),
+                "a namespace of type other",
+            ),
             (
                 serde_json::json!({ "linux": { "namespaces": [{ "type": "mount", "path": "/x" }] } }),
                 "by its path",

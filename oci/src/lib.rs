@@ -92,7 +92,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
 
 fn execute(global: &Global, command: Command) -> Result<u8> {
     // No other descriptor of the caller is inherited by a container.
-    command.keep_descriptors()?;
+    command.protect_descriptors()?;
     let done = |result: Result<()>| result.map(|()| 0);
     match &command {
         Command::Features => return done(features::run()),

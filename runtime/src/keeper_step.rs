@@ -2,84 +2,63 @@
 
 use crate::wire::Call;
 
-macro_rules! keeper_steps {
-    ($($(#[$doc:meta])* $step:ident,)*) => {
-        /// A step of a keeper.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum KeeperStep {
-            $($(#[$doc])* $step,)*
-        }
-
-        impl KeeperStep {
-            /// All steps.
-            pub const ALL: &[Self] = &[$(Self::$step,)*];
-
-            /// The id of the step.
-            #[must_use]
-            pub fn id(self) -> &'static str {
-                match self { $(Self::$step => stringify!($step),)* }
-            }
-        }
-    };
-}
-
-keeper_steps! {
-    /// A call has arrived, and nothing is done.
-    Hello,
-    /// See [`Call::Sandbox`].
-    Sandbox,
-    /// See [`Call::Namespaces`].
-    Namespaces,
-    /// See [`Call::Create`].
-    Create,
-    /// See [`Call::Start`].
-    Start,
-    /// See [`Call::Signal`].
-    Signal,
-    /// See [`Call::Exec`].
-    Exec,
-    /// See [`Call::SignalExec`].
-    SignalExec,
-    /// See [`Call::ReopenLog`].
-    ReopenLog,
-    /// See [`Call::Attach`].
-    Attach,
-    /// See [`Call::Resize`].
-    Resize,
-    /// See [`Call::Forget`].
-    Forget,
-    /// See [`Call::Shutdown`].
-    Shutdown,
-    /// The pause is cloned; it may not have reached its program.
-    PauseCloned,
-    /// The pause runs, and the call is not answered.
-    PauseRuns,
-    /// The first process of a container is cloned.
-    Cloned,
-    /// The first process waits before its exec, and the call is not answered.
-    AtGate,
-    /// The command runs, and the call is not answered.
-    Runs,
-    /// An exec is cloned.
-    ExecCloned,
-    /// The command of an exec runs or has failed, and the call is not answered.
-    ExecRuns,
-    /// The process of an exec is reaped, and its end is not reported.
-    ExecEnded,
-    /// The first process of a container is reaped, and its end is not recorded.
-    Ended,
-    /// The end is recorded, and not reported.
-    Recorded,
-    /// The end is reported.
-    Reported,
-    /// All processes are killed, and the call to end the keeper is not answered.
-    Killed,
+berth_failpoint::steps! {
+    /// A step of a keeper.
+    "Keeper": KeeperStep {
+        /// A call has arrived, and nothing is done.
+        Hello,
+        /// See [`Call::Sandbox`].
+        Sandbox,
+        /// See [`Call::Namespaces`].
+        Namespaces,
+        /// See [`Call::Create`].
+        Create,
+        /// See [`Call::Start`].
+        Start,
+        /// See [`Call::Signal`].
+        Signal,
+        /// See [`Call::Exec`].
+        Exec,
+        /// See [`Call::SignalExec`].
+        SignalExec,
+        /// See [`Call::ReopenLog`].
+        ReopenLog,
+        /// See [`Call::Attach`].
+        Attach,
+        /// See [`Call::Resize`].
+        Resize,
+        /// See [`Call::Forget`].
+        Forget,
+        /// See [`Call::Shutdown`].
+        Shutdown,
+        /// The pause is cloned; it may not have reached its program.
+        PauseCloned,
+        /// The pause runs, and the call is not answered.
+        PauseRuns,
+        /// The first process of a container is cloned.
+        Cloned,
+        /// The first process waits before its exec, and the call is not answered.
+        AtGate,
+        /// The command runs, and the call is not answered.
+        Runs,
+        /// An exec is cloned.
+        ExecCloned,
+        /// The command of an exec runs or has failed, and the call is not answered.
+        ExecRuns,
+        /// The process of an exec is reaped, and its end is not reported.
+        ExecEnded,
+        /// The first process of a container is reaped, and its end is not recorded.
+        Ended,
+        /// The end is recorded, and not reported.
+        Recorded,
+        /// The end is reported.
+        Reported,
+        /// All processes are killed, and the call to end the keeper is not answered.
+        Killed,
+    }
 }
 
 impl KeeperStep {
-    /// The name of the keeper's steps in place of an operation.
-    pub const OPERATION: &str = "Keeper";
-
     /// The arrival of a call.
     #[must_use]
     pub fn of(call: &Call) -> Self {
@@ -98,10 +77,5 @@ impl KeeperStep {
             Call::Forget { .. } => Self::Forget,
             Call::Shutdown => Self::Shutdown,
         }
-    }
-
-    /// Lets a test stop the keeper here.
-    pub fn reach(self) {
-        berth_failpoint::reach(Self::OPERATION, self.id());
     }
 }

@@ -240,6 +240,12 @@ impl ContainerBuilder {
         if !restores {
             self.undo_folder(&folder);
         }
+        let undone = container.clone();
+        self.undo.push("stop writing the record", async move {
+            // The end of the keeper may still change the state of the container.
+            undone.stop_writing_record();
+            Ok(())
+        });
         let written = container.clone();
         blocking(move || {
             file::make_private_folder(&folder)?;

@@ -86,7 +86,7 @@ operations! {
     /// The steps of StopPodSandbox.
     StopPodSandbox: StopPodStep {
         /// The creation of containers is cancelled.
-        Creations = "containers that are being made",
+        Creations = "creations in progress",
         /// The containers are killed.
         Containers = "containers",
         /// NRI plugins are notified.
@@ -212,6 +212,15 @@ mod tests {
         for step in Step::ALL {
             assert!(seen.insert((step.operation, step.id)), "{step:?} is there twice");
             assert!(step.id.chars().all(|letter| letter.is_ascii_alphabetic()), "{step:?}");
+        }
+    }
+
+    #[test]
+    fn the_operators_page_explains_every_step() {
+        let page = include_str!("../../docs/operations.md");
+        let rows: String = page.lines().filter(|line| line.starts_with("| `")).collect();
+        for step in Step::ALL {
+            assert!(rows.contains(&format!("`{}`", step.name)), "{step:?} is not in docs/operations.md");
         }
     }
 

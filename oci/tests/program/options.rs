@@ -34,6 +34,13 @@ fn a_container_gets_only_the_preserved_descriptors() {
     let none = with_descriptors(&lab, &["run", "--preserve-fds", "3", "c1"]);
     let text = String::from_utf8_lossy(&none.stderr);
     assert!(!none.status.success() && text.contains("descriptor 5 is not open"), "{text}");
+    // A hook runs on the host and gets none of them. ls opens the folder itself.
+    let mut hooked = Lab::new("cat <&3");
+    let count = json!([{ "path": "/bin/sh", "args": ["sh", "-c", "ls /proc/self/fd | wc -l >descriptors"] }]);
+    hooked.config["hooks"] = json!({ "createRuntime": count });
+    hooked.write();
+    assert_eq!(succeed(&with_descriptors(&hooked, &["run", "--preserve-fds", "1", "c1"])), "text of 3\n");
+    assert_eq!(fs::read_to_string(hooked.path("descriptors")).unwrap(), "4\n");
     let sleeper = Lab::new(SLEEPER);
     sleeper.leave_running(&["run", "--detach", "c1"]);
     let output = with_descriptors(&sleeper, &["exec", "--preserve-fds", "2", "c1", "sh", "-c", LOOK]);

@@ -46,7 +46,7 @@ impl Hierarchies {
     /// # Errors
     /// No cgroup hierarchy is mounted.
     pub fn detect() -> io::Result<Self> {
-        // The kernel writes the list again for every read(2), and the file has no size that would be known before.
+        // The kernel writes the list again for every read(2), and reports the size 0: a large buffer needs one read.
         let mut mounts = String::with_capacity(MOUNTINFO);
         fs::File::open("/proc/self/mountinfo")?.read_to_string(&mut mounts)?;
         let controllers =

@@ -155,8 +155,9 @@ impl SingleThread {
     }
 
     /// Closes every descriptor of this process except for the standard streams, those after them that the program gets,
-    /// and `keep`, which becomes the next one: descriptor 3 if the program gets none. Then calls `next`, which never returns, so nothing that owns a descriptor is used or dropped
-    /// afterwards.
+    /// and `keep`, which becomes the next one: descriptor 3 if the program gets none. Then calls `next`, which never
+    /// returns, so nothing that owns a descriptor is used or dropped afterwards. The descriptors that the program gets lose
+    /// their close-on-exec flag.
     ///
     /// # Errors
     /// Descriptors cannot be closed. Then the process is unchanged except for that descriptor.
@@ -170,6 +171,11 @@ impl SingleThread {
         // SAFETY: `next` takes no reference, and `Program` contains no descriptor. Neither `next` nor this
         // function returns afterwards.
         let keep = unsafe { close_others(keep, place) }?;
+        for number in PLACE..place {
+            // SAFETY: the flags of a descriptor are changed, and no memory.
+            let result = unsafe { libc::fcntl(number, libc::F_SETFD, 0) };
+            checked(result.into()).on("fcntl", number)?;
+        }
         next(keep, program, self)
     }
 

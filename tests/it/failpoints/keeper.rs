@@ -31,7 +31,7 @@ async fn walk(operations: &[&'static str]) {
             || step.operation == "RemovePodSandbox" && !matches!(step.id, "Waiting" | "Stop")
             || step.operation == "StopPodSandbox" && step.id == "Answer"
         {
-            // There is no keeper, before or after its life: the call is as any other.
+            // No keeper runs at this step: it is not started yet, or has ended.
             continue;
         }
         let victim = Victim::of(&mut scene, step.operation).await;
