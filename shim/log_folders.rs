@@ -3,7 +3,8 @@
 //!
 //! Such a folder is recorded before it is created (`ROOT/log-folders/ID.json`), and marked with the pod's id by an extended
 //! attribute. RemovePodSandbox removes the record: from then on the folder belongs to the client. If the pod's record is
-//! lost, the record of the folder is left, and `berth fsck` finds the folder. Only a folder with the mark is removed.
+//! lost, the record of the folder is left, and `berth fsck` finds the folder. Only a folder with the mark is removed. The client
+//! also gets the folder if another pod has the same one: a repeated RunPodSandbox, after a creation that was interrupted.
 
 use std::fs::{self, File};
 use std::io;
@@ -45,6 +46,9 @@ fn record_of(folders: &Folders, id: &str) -> PathBuf {
 /// The folder cannot be created. Without a record or a mark it is only not found later.
 pub fn create(folders: &Folders, id: &PodId, path: &Path) -> io::Result<()> {
     if path.exists() {
+        if let Some(other) = mark(path).filter(|other| other != id.as_str()) {
+            drop_record(folders, &other);
+        }
         return Ok(());
     }
     let record = record_of(folders, id.as_str());
@@ -133,9 +137,20 @@ fn open(folder: &Path) -> io::Result<File> {
 /// Opens a folder, if it has the mark of this pod.
 fn marked(path: &Path, id: &str) -> Option<File> {
     let folder = open(path).ok()?;
+    (mark_of(&folder)? == id).then_some(folder)
+}
+
+/// Returns the id of the pod whose mark a folder has.
+fn mark(path: &Path) -> Option<String> {
+    mark_of(&open(path).ok()?)
+}
+
+fn mark_of(folder: &File) -> Option<String> {
     let mut value = [0_u8; 128];
-    let length = rustix::fs::fgetxattr(&folder, ATTRIBUTE, &mut value[..]).ok()?;
-    (value.get(..length) == Some(id.as_bytes())).then_some(folder)
+    let length = rustix::fs::fgetxattr(folder, ATTRIBUTE, &mut value[..]).ok()?;
+    let id = str::from_utf8(value.get(..length)?).ok()?.to_owned();
+    // The id becomes a part of a path.
+    PodId::try_from(id.clone()).ok().map(|_| id)
 }
 
 fn recorded(folders: &Folders, id: &str) -> Option<PathBuf> {
@@ -168,6 +183,20 @@ mod tests {
         assert!(all(&folders).unwrap().is_empty());
         undo(&folders, &id);
         assert!(logs.exists());
+    }
+
+    #[test]
+    fn a_folder_that_another_pod_uses_stays() {
+        let place = tempfile::tempdir().unwrap();
+        let (folders, logs) = (folders(place.path()), place.path().join("logs"));
+        let (interrupted, repeated) = (PodId::random(), PodId::random());
+        create(&folders, &interrupted, &logs).unwrap();
+        assert_eq!(all(&folders).unwrap(), [(interrupted.as_str().to_owned(), logs.clone())]);
+        create(&folders, &repeated, &logs).unwrap();
+        assert!(all(&folders).unwrap().is_empty());
+        undo(&folders, &interrupted);
+        assert_eq!(remove(&folders, interrupted.as_str(), &[]).unwrap(), Removal::Removed);
+        assert!(logs.exists(), "the logs of the repeated pod are gone");
     }
 
     #[test]
